@@ -1,0 +1,58 @@
+"""Environment variables. This is the only module that reads `os.environ`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from sparvar.errors import OptionError, message
+
+__all__ = ["VARIABLES", "cache_dir", "compilers", "cpu_kernels", "current", "upstream"]
+
+CpuKernels = Literal["auto", "native", "portable"]
+
+# name -> (default, meaning); shown by `sparvar doctor` and in the documentation
+VARIABLES: dict[str, tuple[str, str]] = {
+    "SPARVAR_CACHE_DIR": ("~/.cache/sparvar", "folder of the compiled CPU kernels"),
+    "SPARVAR_CPU_KERNELS": (
+        "auto",
+        "auto: compiled kernels, or torch ops with a warning where none can be built; "
+        "native: compiled kernels or an error; portable: torch ops only",
+    ),
+    "SPARVAR_CXX": ("", "C++ compiler of the CPU kernels; empty: CXX, then c++, g++, clang++"),
+    "SPARVAR_UPSTREAM": ("", "folder with checkouts of the public models, for the upstream tests"),
+}
+
+
+def current(name: str) -> str:
+    """Return the value of a variable of `VARIABLES`, or its default where it is unset or empty."""
+    return os.environ.get(name) or VARIABLES[name][0]
+
+
+def cache_dir() -> Path:
+    """Return the folder of compiled kernels (`SPARVAR_CACHE_DIR`, `$XDG_CACHE_HOME/sparvar`, `~/.cache/sparvar`)."""
+    if not os.environ.get("SPARVAR_CACHE_DIR") and (base := os.environ.get("XDG_CACHE_HOME")):
+        return Path(base) / "sparvar"
+    return Path(current("SPARVAR_CACHE_DIR")).expanduser()
+
+
+def cpu_kernels() -> CpuKernels:
+    """Return which CPU kernels are asked for. Raises `OptionError` on any other value."""
+    value = current("SPARVAR_CPU_KERNELS")
+    if value == "auto" or value == "native" or value == "portable":
+        return value
+    raise OptionError(message("SPARVAR_CPU_KERNELS", "be auto, native or portable", repr(value)))
+
+
+def compilers() -> list[str]:
+    """Return the C++ compilers to try, in order. A compiler named by `SPARVAR_CXX` is the only one."""
+    if named := current("SPARVAR_CXX"):
+        return [named]
+    return [*filter(None, [os.environ.get("CXX")]), "c++", "g++", "clang++"]
+
+
+def upstream() -> Path | None:
+    """Return the folder with checkouts of the public models, or None."""
+    value = current("SPARVAR_UPSTREAM")
+    return Path(value).expanduser() if value else None

@@ -1,0 +1,1 @@
+"""Helpers shared by the ops: argument checks, tile and scale geometry, the op library, the native build."""

@@ -1,0 +1,18 @@
+"""Session state and the ops that read it."""
+
+from sparvar.runtime.context import SiteContext, active, current, enter, leave
+from sparvar.runtime.session import Columns, Session
+from sparvar.runtime.site_ops import local_columns, site_decide, site_sparse
+
+__all__ = [
+    "Columns",
+    "Session",
+    "SiteContext",
+    "active",
+    "current",
+    "enter",
+    "leave",
+    "local_columns",
+    "site_decide",
+    "site_sparse",
+]

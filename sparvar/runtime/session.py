@@ -1,0 +1,114 @@
+"""State of one generation: which scale each layer is at, its column indices, its corrections."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sparvar.errors import SessionError, message
+from sparvar.scale_plans import Plan
+
+
+@dataclass
+class Columns:
+    """Column indices of one layer: indices int32 [B, H, G, K] and counts int32 [B, H, G]."""
+
+    indices: Tensor
+    counts: Tensor
+
+    def rows(self, batch: int) -> Columns:
+        """The indices for ``batch`` rows: all, or the first half when the model dropped its CFG rows.
+
+        Raises:
+            SessionError: the batch is neither the one at the decision scale nor half of it.
+        """
+        have = self.indices.shape[0]
+        if have in (1, batch):
+            return self
+        if have == 2 * batch:
+            return Columns(self.indices[:batch], self.counts[:batch])
+        raise SessionError(
+            message(
+                "batch",
+                f"stay {have} after the decision scale, or be halved to {have // 2}",
+                str(batch),
+                "start a new generation for another batch",
+            )
+        )
+
+
+@dataclass
+class Session:
+    """One generation of one model in one thread.
+
+    Attributes:
+        plan: what runs where.
+        calls: scales finished, per layer.
+        columns: selected source columns per (layer, number of columns).
+        delta: output correction per layer, [B, H, N_S, D].
+        local: column lists of CSLA per scale, shared by layers.
+        ran: kind that really ran, per (scale, layer).
+        owner: thread identifier.
+        seconds: time spent in index mapping and selection, for the benchmark's overhead figure.
+    """
+
+    plan: Plan
+    calls: list[int]
+    columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
+    delta: dict[int, Tensor] = field(default_factory=dict)
+    local: dict[int, Columns] = field(default_factory=dict)
+    ran: dict[tuple[int, int], str] = field(default_factory=dict)
+    owner: int = field(default_factory=threading.get_ident)
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, plan: Plan, local: dict[int, Columns]) -> Session:
+        return cls(plan=plan, calls=[0] * len(plan.layers), local=local)
+
+    @property
+    def finished(self) -> bool:
+        return all(count == len(self.plan.schedule) for count in self.calls)
+
+    @property
+    def running(self) -> bool:
+        return any(self.calls) and not self.finished
+
+    def scale_of(self, layer: int, tokens: int) -> int:
+        """The 1-based scale that ``layer`` is about to run with ``tokens`` queries.
+
+        Raises:
+            SessionError: the schedule has another number of tokens there, or layers are out of step.
+        """
+        scale = self.calls[layer] + 1
+        if scale > len(self.plan.schedule):
+            raise SessionError(
+                message(
+                    f"layer {layer + 1}",
+                    f"start a new generation after scale {scale - 1}, the plan's last",
+                    f"{tokens} more tokens",
+                    "the plan is for another schedule",
+                )
+            )
+        expected = self.plan.tokens(scale)
+        if tokens != expected:
+            h, w = self.plan.schedule[scale - 1]
+            raise SessionError(
+                message(
+                    f"scale {scale} of {len(self.plan.schedule)}",
+                    f"have {expected} tokens ({h}x{w}), as the plan's schedule says",
+                    str(tokens),
+                    "use a plan made for this schedule (resolution and aspect ratio)",
+                )
+            )
+        if layer and self.calls[layer - 1] <= self.calls[layer]:
+            raise SessionError(
+                message(
+                    f"layer {layer + 1}",
+                    f"run scale {scale} after layer {layer} has",
+                    "the layers in another order",
+                    "the plan's sites must be listed in the order in which the model calls them",
+                )
+            )
+        return scale

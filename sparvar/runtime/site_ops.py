@@ -1,0 +1,155 @@
+"""Ops that stand for attention in rewritten graphs; layer, plan and state come from the session.
+
+They are single ops, and not a chain of graph nodes, because what they keep (indices, corrections)
+must not live in buffers that Inductor may reuse.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparvar import kernels
+from sparvar.errors import SessionError, message
+from sparvar.runtime.context import SiteContext, current
+from sparvar.runtime.session import Columns
+from sparvar.scale_plans import Plan
+
+
+def _pinned_empty(query: Tensor) -> Tensor:
+    b, h, n, d = query.shape
+    return query.new_empty((b, n, h, d)).transpose(1, 2)
+
+
+def select(site: SiteContext, sums: Tensor) -> None:
+    """Keep the top columns of ``sums`` [B, H, G, T] for every later scale that needs its own number."""
+    plan = site.session.plan
+    for target in plan.cs4a:
+        wanted = plan.source_columns(target)
+        if (site.layer, wanted) not in site.session.columns:
+            site.session.columns[site.layer, wanted] = Columns(*kernels.select_columns(sums, wanted))
+
+
+def mapped_columns(site: SiteContext, batch: int) -> Columns:
+    """Columns of a CS4A layer at the current scale.
+
+    Raises:
+        SessionError: the layer has not decided in this generation.
+    """
+    plan = site.session.plan
+    source = site.session.columns.get((site.layer, plan.source_columns(site.scale)))
+    if source is None or plan.decision_scale is None:
+        raise SessionError(
+            message(
+                f"layer {site.layer + 1} at scale {site.scale}",
+                f"have column indices from decision scale {plan.decision_scale}",
+                "none",
+                "generate from the first scale",
+            )
+        )
+    source = source.rows(batch)
+    heights, widths = zip(*plan.schedule, strict=True)
+    return Columns(
+        *kernels.map_columns(
+            source.indices,
+            source.counts,
+            list(heights),
+            list(widths),
+            plan.prefix,
+            plan.decision_scale,
+            site.scale,
+            *plan.tile,
+            plan.index_map,
+            plan.sink_scales,
+            plan.cs4a[site.scale].window,
+        )
+    )
+
+
+def local_columns(plan: Plan, scale: int, device: torch.device, cache: dict[int, Columns]) -> Columns:
+    """Columns of a CSLA layer at ``scale``; the same for all layers, so kept in ``cache``."""
+    if scale not in cache:
+        heights, widths = zip(*plan.schedule, strict=True)
+        cache[scale] = Columns(
+            *kernels.local_columns(
+                list(heights), list(widths), plan.prefix, scale, *plan.tile, plan.windows_list(scale), plan.sink_scales,
+                device,
+            )
+        )
+    return cache[scale]
+
+
+def upsampled_delta(site: SiteContext, batch: int) -> Tensor | None:
+    """Output correction (Chipmunk's delta) on the current grid, [B, H, N, D], or None when off."""
+    plan = site.session.plan
+    delta = site.session.delta.get(site.layer)
+    if delta is None or plan.decision_scale is None:
+        return None
+    b, h, n, d = delta.shape
+    if b == 2 * batch:
+        delta, b = delta[:batch], batch
+    source, target = plan.schedule[plan.decision_scale - 1], plan.schedule[site.scale - 1]
+    grid = delta.transpose(2, 3).reshape(b * h, d, *source)
+    grown = F.interpolate(grid.float(), size=target, mode="bilinear", align_corners=False)
+    return grown.flatten(2).reshape(b, h, d, -1).transpose(2, 3).to(delta.dtype).contiguous()
+
+
+@torch.library.custom_op("sparvar::site_decide", mutates_args=())
+def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Dense attention of the decision scale, and the columns that later scales will keep.
+
+    query [B, H, N, D], key and value [B, H, T, D] to [B, H, N, D] laid out as [B, N, H, D].
+    """
+    site = current()
+    plan = site.session.plan
+    grid = plan.schedule[site.scale - 1]
+    out, lse, _ = kernels.attention_stats(query, key, value, scale)
+    sums = kernels.column_sums(query, key, lse, scale, *grid, *plan.tile, plan.column_sum_stride)
+    started = time.perf_counter()
+    select(site, sums)
+    site.session.seconds += time.perf_counter() - started
+    if plan.output_correction:
+        # The share kept at the next sparse scale is what the correction makes up for.
+        target = min(plan.cs4a)
+        kept = max(1, round(plan.cs4a[target].budget * plan.keys(site.scale)))
+        columns = kernels.select_columns(sums, kept)
+        sparse = kernels.column_sparse_attention(query, key, value, *columns, scale, *grid, *plan.tile)
+        site.session.delta[site.layer] = out - sparse
+    site.session.ran[site.scale, site.layer] = "decide"
+    return out
+
+
+@site_decide.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return _pinned_empty(query)
+
+
+@torch.library.custom_op("sparvar::site_sparse", mutates_args=())
+def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Column-sparse attention with the layer's columns: mapped (CS4A) or local (CSLA).
+
+    query [B, H, N, D], key and value [B, H, T, D] to [B, H, N, D] laid out as [B, N, H, D].
+    """
+    site = current()
+    plan = site.session.plan
+    started = time.perf_counter()
+    correction = None
+    if plan.layers[site.layer] == "csla":
+        columns = local_columns(plan, site.scale, query.device, site.session.local)
+    else:
+        columns = mapped_columns(site, query.shape[0])
+        correction = upsampled_delta(site, query.shape[0])
+    site.session.seconds += time.perf_counter() - started
+    out = kernels.column_sparse_attention(
+        query, key, value, columns.indices, columns.counts, scale, *plan.schedule[site.scale - 1], *plan.tile, correction
+    )
+    site.session.ran[site.scale, site.layer] = "sparse"
+    return out
+
+
+@site_sparse.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return _pinned_empty(query)

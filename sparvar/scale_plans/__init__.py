@@ -1,0 +1,41 @@
+"""Plans: what runs at every scale and layer, as pure data."""
+
+from sparvar.scale_plans.build import default_plan, dense_plan
+from sparvar.scale_plans.data import (
+    INDEX_MAPS,
+    POLICIES,
+    SCHEMA_VERSION,
+    CS4AScale,
+    CSLAScale,
+    Kind,
+    ModelInfo,
+    Provenance,
+    Thresholds,
+    model_fingerprint,
+)
+from sparvar.scale_plans.diff import PlanDiff, diff
+from sparvar.scale_plans.plan import Plan
+from sparvar.scale_plans.schema import json_schema
+from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
+
+__all__ = [
+    "INDEX_MAPS",
+    "POLICIES",
+    "SCHEMA_VERSION",
+    "CS4AScale",
+    "CSLAScale",
+    "Kind",
+    "ModelInfo",
+    "Plan",
+    "PlanDiff",
+    "Provenance",
+    "Thresholds",
+    "default_plan",
+    "dense_plan",
+    "diff",
+    "find_plan",
+    "json_schema",
+    "load_plan",
+    "model_fingerprint",
+    "shipped_plans",
+]

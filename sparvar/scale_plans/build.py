@@ -1,0 +1,120 @@
+"""Plans from rules, before any calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparvar.scale_plans.data import CS4AScale, CSLAScale, ModelInfo, Provenance
+from sparvar.scale_plans.plan import Plan
+
+# What SparVAR publishes for Infinity at 1M pixels (methods, CS4A and CSLA).
+SINK_SCALES = 5
+BUDGET = 0.2
+DENSE_FIRST_LAYERS = 2
+CS4A_SHARE = 0.6
+CS4A_WINDOWS = (9, 7)  # at the second last and last scale
+CSLA_WINDOWS = (1, 1, 3, 5, 7)  # at the last five scales
+SPARSE_SCALES = 2  # scales after the decision scale, which is the third last
+
+
+def dense_plan(
+    schedule: Sequence[Sequence[int]],
+    sites: Sequence[str],
+    *,
+    heads: int,
+    head_dim: int,
+    dtype: str = "float32",
+    family: str = "",
+    fingerprint: str = "",
+    prefix: int = 0,
+    tile: Sequence[int] = (8, 16),
+    name: str = "dense",
+) -> Plan:
+    """A plan in which every layer is dense at every scale: the baseline, and a start for edits.
+
+    ``schedule`` holds (h, w) per scale, ``sites`` the self-attention modules in order. Raises `PlanError`.
+    """
+    height, width = tile
+    return Plan(
+        name=name,
+        model=ModelInfo(
+            fingerprint=fingerprint, sites=tuple(sites), heads=heads, head_dim=head_dim, dtype=dtype, family=family
+        ),
+        schedule=tuple((int(h), int(w)) for h, w in schedule),
+        prefix=prefix,
+        tile=(height, width),
+        sink_scales=_sink_scales(len(schedule)),
+        layers=("dense",) * len(sites),
+        provenance=Provenance(note="all dense"),
+    ).require()
+
+
+def default_plan(
+    schedule: Sequence[Sequence[int]],
+    sites: Sequence[str],
+    *,
+    heads: int,
+    head_dim: int,
+    dtype: str = "float32",
+    family: str = "",
+    fingerprint: str = "",
+    prefix: int = 0,
+    tile: Sequence[int] = (8, 16),
+    name: str = "default",
+    budget: float = BUDGET,
+    cs4a_share: float = CS4A_SHARE,
+) -> Plan:
+    """A hybrid plan by the rules of SparVAR, not calibrated: it says so in its provenance.
+
+    The third last scale decides and the last two are sparse with ``budget`` of their keys and windows of 9 and 7; the
+    first two layers stay dense, of the others the first ``cs4a_share`` are cs4a and the rest csla, with windows
+    1, 1, 3, 5, 7 at the last five scales. A schedule of one scale stays dense; a window never exceeds its grid.
+    Raises `PlanError`, `dense_plan`'s included.
+    """
+    plan = dense_plan(
+        schedule,
+        sites,
+        heads=heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        family=family,
+        fingerprint=fingerprint,
+        prefix=prefix,
+        tile=tile,
+        name=name,
+    )
+    scales = plan.scales
+    note = "made by rule, not calibrated: run `sparvar calibrate` for measured choices"
+    if scales == 1:
+        return plan.replace(provenance=Provenance(note=f"one scale only, all dense; {note}"))
+    decision = max(1, scales - SPARSE_SCALES)
+    targets = range(decision + 1, scales + 1)
+    dense_layers = min(DENSE_FIRST_LAYERS, len(sites) - 1)
+    cs4a_layers = round((len(sites) - dense_layers) * cs4a_share)
+    csla_layers = len(sites) - dense_layers - cs4a_layers
+    local = {scale: _fit(plan, scale, side) for scale, side in _last(scales, CSLA_WINDOWS)}
+    around = dict(_last(scales, CS4A_WINDOWS))
+    return plan.replace(
+        layers=("dense",) * dense_layers + ("cs4a",) * cs4a_layers + ("csla",) * csla_layers,
+        decision_scale=decision if cs4a_layers else None,
+        cs4a={s: CS4AScale(budget=budget, window=_fit(plan, s, around[s])) for s in targets} if cs4a_layers else {},
+        csla={target: CSLAScale(windows={s: side for s, side in local.items() if s <= target}) for target in targets}
+        if csla_layers
+        else {},
+        provenance=Provenance(note=note),
+    )
+
+
+def _sink_scales(scales: int) -> int:
+    # Sinks reach no further than the scale before the decision scale.
+    return min(SINK_SCALES, max(0, scales - SPARSE_SCALES - 1))
+
+
+def _last(scales: int, values: Sequence[int]) -> list[tuple[int, int]]:
+    """(scale, value) for the last scales, fewer where the schedule is short."""
+    first = scales - len(values) + 1
+    return [(scale, value) for scale, value in enumerate(values, start=first) if scale >= 1]
+
+
+def _fit(plan: Plan, scale: int, window: int) -> int:
+    return min(window, 2 * max(plan.grid(scale)) - 1)

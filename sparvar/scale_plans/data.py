@@ -1,0 +1,232 @@
+"""The fields of a plan and the counts that follow from them.
+
+Scales are numbered 1..K, layers from 0 (position in ``model.sites``, as in ``blocks.0``). Types are enforced here;
+whether the values agree with each other is the business of `check`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from sparvar.errors import PlanError, message
+
+SCHEMA_VERSION = 1
+POLICIES = ("dense", "cs4a", "csla")
+INDEX_MAPS = ("identity", "relative", "footprint")
+
+Kind = Literal["dense", "decide", "sparse"]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class FrozenDict(dict[K, V]):
+    """A dict that cannot change: plans are shared between threads and named by their digest."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a plan must not be changed in place; plan.replace(...) makes a changed copy")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[type, tuple[dict[K, V]]]:
+        return type(self), (dict(self),)
+
+
+def _by_scale(table: Mapping[int, V]) -> Mapping[int, V]:
+    return FrozenDict(sorted(table.items()))
+
+
+def _by_name(table: Mapping[str, V]) -> Mapping[str, V]:
+    return FrozenDict(sorted(table.items()))
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelInfo(_Record):
+    """The model a plan was made for. Weights' values are no part of it."""
+
+    fingerprint: str = ""
+    """``sha256:`` and 64 hex digits, see `model_fingerprint`; empty where it is not stated."""
+    sites: tuple[str, ...]
+    """Module names of the self-attentions, in order of execution."""
+    heads: int
+    head_dim: int
+    dtype: str = "float32"
+    family: str = ""
+
+
+class CS4AScale(_Record):
+    """What cs4a layers do at one scale after the decision scale."""
+
+    budget: float
+    """Share of this scale's keys that the mapped columns keep, in (0, 1]; sinks and window come on top."""
+    window: int = 0
+    """Odd side of the window around the tile's queries at this scale; 0 for none."""
+
+
+class CSLAScale(_Record):
+    """What csla layers do at one scale."""
+
+    windows: Annotated[Mapping[int, int], AfterValidator(_by_scale)] = Field(default_factory=FrozenDict)
+    """Historical scale (the scale itself included) -> odd side of the window there."""
+
+
+class Thresholds(_Record):
+    """Parameters of entropy-guided pruning (ToProVAR, section 3): scale depth tau, layer beta, token alphas."""
+
+    tau: float | None = None
+    beta: float | None = None
+    alpha_min: float | None = None
+    alpha_max: float | None = None
+
+
+class Provenance(_Record):
+    """Where a plan comes from. It changes nothing in the computation and is outside the digest."""
+
+    calibrated: bool = False
+    created: str = ""
+    tool: str = ""
+    torch: str = ""
+    device: str = ""
+    note: str = ""
+    details: Annotated[Mapping[str, str], AfterValidator(_by_name)] = Field(default_factory=FrozenDict)
+
+
+class PlanFields(_Record):
+    """Every field of a plan, in the order of the file, and the counts that follow from them."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    model: ModelInfo
+    schedule: tuple[tuple[int, int], ...]
+    """(h, w) of every scale."""
+    prefix: int = 0
+    """Tokens in the KV cache before scale 1."""
+    tile: tuple[int, int] = (8, 16)
+    """(h, w) of a query tile."""
+    sink_scales: int
+    """Sinks are the prefix and all tokens of scales 1..sink_scales."""
+    decision_scale: int | None = None
+    index_map: Literal["identity", "relative", "footprint"] = "relative"
+    output_correction: bool = False
+    column_sum_stride: int = 1
+    """Every how many queries of a tile, in both axes, the column sums look at."""
+    layers: tuple[str, ...]
+    """Policy of each site."""
+    cs4a: Annotated[Mapping[int, CS4AScale], AfterValidator(_by_scale)] = Field(default_factory=FrozenDict)
+    csla: Annotated[Mapping[int, CSLAScale], AfterValidator(_by_scale)] = Field(default_factory=FrozenDict)
+    thresholds: Thresholds = Thresholds()
+    measured: Annotated[Mapping[str, float], AfterValidator(_by_name)] = Field(default_factory=FrozenDict)
+    provenance: Provenance = Provenance()
+
+    @property
+    def scales(self) -> int:
+        """Number of scales, K."""
+        return len(self.schedule)
+
+    def grid(self, scale: int) -> tuple[int, int]:
+        """(h, w) of a scale. Raises `PlanError` where the plan has no such scale."""
+        if not 1 <= scale <= len(self.schedule):
+            raise PlanError(message("scale", f"be between 1 and {len(self.schedule)}", scale), self.name)
+        return self.schedule[scale - 1]
+
+    def label(self, scale: int) -> str:
+        """``scale 11 (40x40)``, or ``scale 99`` where there is no such scale."""
+        if not 1 <= scale <= len(self.schedule):
+            return f"scale {scale}"
+        height, width = self.schedule[scale - 1]
+        return f"scale {scale} ({height}x{width})"
+
+    def tokens(self, scale: int) -> int:
+        """N_k: tokens of a scale."""
+        height, width = self.grid(scale)
+        return height * width
+
+    def offset(self, scale: int) -> int:
+        """Position of a scale's first token among the keys: prefix and all tokens before it."""
+        self.grid(scale)
+        return self.prefix + sum(height * width for height, width in self.schedule[: scale - 1])
+
+    def keys(self, scale: int) -> int:
+        """T: keys that the queries of a scale attend to, P + C_k."""
+        return self.offset(scale) + self.tokens(scale)
+
+    @property
+    def sinks(self) -> int:
+        """Tokens of the sink span: the prefix and scales 1..sink_scales."""
+        return self.prefix + sum(height * width for height, width in self.schedule[: self.sink_scales])
+
+    def sinks_at(self, scale: int) -> int:
+        """Sinks among the keys of a scale."""
+        return min(self.sinks, self.keys(scale))
+
+    def kind(self, scale: int, layer: int) -> Kind:
+        """What runs at a scale (from 1) and layer (from 0): dense, decide or sparse attention."""
+        self.grid(scale)
+        if not 0 <= layer < len(self.layers):
+            raise PlanError(message("layer", f"be between 0 and {len(self.layers) - 1}", layer), self.name)
+        policy = self.layers[layer]
+        if policy == "cs4a":
+            if scale in self.cs4a:
+                return "sparse"
+            return "decide" if scale == self.decision_scale and self.cs4a else "dense"
+        return "sparse" if policy == "csla" and scale in self.csla else "dense"
+
+    def _cs4a(self, scale: int) -> CS4AScale:
+        if scale not in self.cs4a:
+            known = ", ".join(map(str, self.cs4a)) or "none"
+            raise PlanError(message("scale", f"be one of the plan's cs4a scales ({known})", scale), self.name)
+        return self.cs4a[scale]
+
+    def columns_to_keep(self, scale: int) -> int:
+        """Columns that cs4a keeps at a scale: max(1, round(budget * keys))."""
+        return max(1, round(self._cs4a(scale).budget * self.keys(scale)))
+
+    def source_columns(self, scale: int) -> int:
+        """Columns to select at the decision scale S for a target scale, at equal total budget.
+
+        ``identity`` and ``relative`` map one key to one key: min(columns_to_keep, keys(S)). ``footprint`` keeps the
+        source cell's area at the target: columns_to_keep * keys(S) / keys(scale), at least 1.
+        """
+        columns = self.columns_to_keep(scale)
+        if self.decision_scale is None:
+            raise PlanError(message("decision_scale", "be set where cs4a columns are selected", "null"), self.name)
+        source = self.keys(self.decision_scale)
+        if self.index_map == "footprint":
+            return max(1, round(columns * source / self.keys(scale)))
+        return min(columns, source)
+
+    def windows_list(self, scale: int) -> list[int]:
+        """csla windows at a target scale as `local_columns` takes them: one side per scale 1..scale, 0 for none."""
+        self.grid(scale)
+        if scale not in self.csla:
+            known = ", ".join(map(str, self.csla)) or "none"
+            raise PlanError(message("scale", f"be one of the plan's csla scales ({known})", scale), self.name)
+        windows = self.csla[scale].windows
+        return [windows.get(source, 0) for source in range(1, scale + 1)]
+
+    def planned_sites(self) -> int:
+        """Number of (scale, layer) pairs that are not dense."""
+        return sum(
+            self.kind(scale, layer) != "dense"
+            for scale in range(1, self.scales + 1)
+            for layer in range(len(self.layers))
+        )
+
+
+def model_fingerprint(shapes: Iterable[tuple[str, Sequence[int]]], dtype: str) -> str:
+    """``sha256:...`` over (module or parameter name, shape) pairs and the dtype; the order of pairs does not matter."""
+    entries = sorted([name, [int(size) for size in shape]] for name, shape in shapes)
+    text = json.dumps({"dtype": dtype, "shapes": entries}, separators=(",", ":"), ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_json(plan: PlanFields) -> dict[str, Any]:
+    """The plan as plain JSON values, in the order of the file, without its digest."""
+    return plan.model_dump(mode="json")

@@ -1,0 +1,79 @@
+"""A plan as a table to read: one row per scale, then the layers."""
+
+from __future__ import annotations
+
+from sparvar.scale_plans.check import contradictions, ranges
+from sparvar.scale_plans.data import POLICIES, PlanFields
+from sparvar.scale_plans.geometry import cost, kept_share
+
+
+def render(plan: PlanFields, digest: str) -> str:
+    """Readable text of several lines. A plan with contradictions shows them instead of numbers that mean nothing."""
+    provenance = plan.provenance
+    lines = [
+        f"plan {plan.name}  {digest[:19]}  {'calibrated' if provenance.calibrated else 'not calibrated'}",
+        f"model {plan.model.family or 'not named'}: {len(plan.model.sites)} sites, {plan.model.heads} heads of "
+        f"{plan.model.head_dim}, {plan.model.dtype}",
+    ]
+    problems = contradictions(plan)
+    if problems:
+        return "\n".join([*lines, "it contradicts itself:", *(f"  {problem}" for problem in problems)])
+    lines.append(
+        f"tile {plan.tile[0]}x{plan.tile[1]}, index map {plan.index_map}, "
+        f"output correction {'on' if plan.output_correction else 'off'}, column sums from every "
+        f"{'query' if plan.column_sum_stride == 1 else f'{plan.column_sum_stride} queries in both axes'}"
+    )
+    lines.append(f"sinks {plan.sinks}: {_sinks(plan)}")
+    lines += ["", *_scale_rows(plan), ""]
+    for policy in POLICIES:
+        layers = [number for number, value in enumerate(plan.layers) if value == policy]
+        if layers:
+            lines.append(f"{policy} layers: {ranges(layers)}")
+    lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
+    if plan.measured:
+        lines.append("measured: " + ", ".join(f"{name} {value:g}" for name, value in plan.measured.items()))
+    origin = [
+        f"{name} {value}" for name in ("created", "tool", "torch", "device") if (value := getattr(provenance, name))
+    ]
+    if origin:
+        lines.append("from: " + ", ".join(origin))
+    if provenance.note:
+        lines.append(f"note: {provenance.note}")
+    return "\n".join(lines)
+
+
+def _sinks(plan: PlanFields) -> str:
+    prefix = f"prefix of {plan.prefix}"
+    if not plan.sink_scales:
+        return prefix if plan.prefix else "none"
+    scales = "scale 1" if plan.sink_scales == 1 else f"scales 1-{plan.sink_scales}"
+    return f"{prefix}, {scales}" if plan.prefix else scales
+
+
+def _scale_rows(plan: PlanFields) -> list[str]:
+    rows = [f"{'scale':>5}  {'grid':>7}  {'tokens':>7}  {'keys':>7}  {'cs4a':>8}  {'csla':>8}  windows"]
+    for scale in range(1, plan.scales + 1):
+        height, width = plan.grid(scale)
+        cells = f"{scale:>5}  {f'{height}x{width}':>7}  {plan.tokens(scale):>7}  {plan.keys(scale):>7}"
+        row = f"{cells}  {_share(plan, scale, 'cs4a'):>8}  {_share(plan, scale, 'csla'):>8}  {_windows(plan, scale)}"
+        rows.append(row.rstrip())
+    return rows
+
+
+def _share(plan: PlanFields, scale: int, policy: str) -> str:
+    if policy not in plan.layers:
+        return "-"
+    share = kept_share(plan, scale, policy)
+    if share is not None:
+        return f"{100 * share:.1f} %"
+    return "decide" if policy == "cs4a" and scale == plan.decision_scale else "dense"
+
+
+def _windows(plan: PlanFields, scale: int) -> str:
+    parts = []
+    if "cs4a" in plan.layers and scale in plan.cs4a and plan.cs4a[scale].window:
+        parts.append(f"cs4a {plan.cs4a[scale].window} at {scale}")
+    if "csla" in plan.layers and scale in plan.csla:
+        windows = ", ".join(f"{side} at {source}" for source, side in plan.csla[scale].windows.items())
+        parts.append(f"csla {windows or 'sinks only'}")
+    return "; ".join(parts)
