@@ -9,7 +9,7 @@ PIP_ARGS ?=
 # More words for pytest, e.g. make test PYTEST_ARGS="-k plan".
 PYTEST_ARGS ?=
 DEMO_OUT ?= demo-output
-DATA ?= shared/data/landscapes
+DATA ?= data/landscapes
 OUT ?= train-output
 BENCH_OUT ?= bench-output
 

@@ -1,6 +1,6 @@
 """sparvar: fast next-scale (VAR) image generation as a torch.compile backend, without training."""
 
-from sparvar.backend import compile, detach, reset
+from sparvar.backend import attachment_of, compile, detach, reset
 from sparvar.errors import (
     CaptureError,
     KernelError,
@@ -31,6 +31,7 @@ __all__ = [
     "SparvarWarning",
     "WeightsError",
     "__version__",
+    "attachment_of",
     "compile",
     "detach",
     "explain",

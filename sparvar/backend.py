@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,15 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from sparvar.errors import CaptureError, OptionError, PlanError, SparvarError, message
 from sparvar.options import Options
-from sparvar.passes import Candidate, GraphContext, Report, find_candidates, fingerprint, run_passes
+from sparvar.passes import PASSES, Candidate, GraphContext, Report, find_candidates, fingerprint, run_passes, uuid
 from sparvar.runtime.attachment import KINDS, Attachment, Site, attach, attachment_of, detach
 from sparvar.runtime.context import current
 from sparvar.scale_plans import Plan, find_plan, load_plan
+from sparvar.version import __version__
+
+
+VARIANTS = 8
+"""Batch sizes and dtypes for which one process may hold graphs of every scale before Dynamo's limit is in the way."""
 
 
 def resolve_plan(model: nn.Module, source: Plan | Path | str) -> Plan:
@@ -99,14 +106,38 @@ def _inner_compile(module: fx.GraphModule, inputs: Sequence[Tensor], inner: str)
         return module.forward
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(module, list(inputs))
+    return compile_fx(module, list(inputs), config_patches={"post_grad_custom_post_pass": _cache_key()})
+
+
+@functools.cache
+def _cache_key() -> Any:
+    """A pass that does nothing but put our version into the key of Inductor's on-disk cache.
+
+    The key holds the names of custom ops and not what their fakes return, so that without it a graph
+    cached by another version would be found and would assert other shapes or strides.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    contracts = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*op*.py")):
+        contracts.update(file.read_bytes())
+    mark = f"sparvar-{__version__}-{uuid(PASSES)}-{contracts.hexdigest()[:16]}"
+
+    class CacheKey(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            return None
+
+        def uuid(self) -> str:
+            return mark
+
+    return CacheKey()
 
 
 class SiteCompiler:
-    """Dynamo backend of the sites of one attachment for one kind."""
+    """Dynamo backend of sites for one kind."""
 
-    def __init__(self, kind: str, options: Options, reports: list[Report]) -> None:
-        self.kind, self.options, self.reports = kind, options, reports
+    def __init__(self, kind: str, graphs: SiteGraphs) -> None:
+        self.kind, self.graphs = kind, graphs
         self.__name__ = f"sparvar_{kind}"
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
@@ -119,15 +150,53 @@ class SiteCompiler:
             keys=plan.keys(site.scale),
             capacity=plan.keys(len(plan.schedule)),
         )
-        report = run_passes(module, context, dump=self.options.dump)
-        self.reports.append(report)
-        if self.kind != "dense" and report.counts[f"site_{self.kind}"] == 0 and self.options.strict:
-            reasons = [f"{refusal.node}: {refusal.reason}" for refusal in report.refusals] or ["no attention in its graph"]
+        report = run_passes(module, context, dump=self.graphs.dump)
+        self.graphs.reports.append(report)
+        if self.kind != "dense" and report.counts[f"site_{self.kind}"] == 0 and self.graphs.strict:
+            reasons = [f"{refusal.node}: {refusal.reason}" for refusal in report.refusals]
             raise CaptureError(
                 f"scale {site.scale}, layer {site.layer + 1}: the plan says {self.kind}, but no attention was rewritten: "
-                + "; ".join(reasons)
+                + "; ".join(reasons or ["there is no attention in its graph"])
             )
-        return _inner_compile(module, inputs, self.options.inner)
+        return _inner_compile(module, inputs, self.graphs.inner)
+
+
+class SiteGraphs:
+    """Compiled forwards of one class of site under one plan: a callable per kind, shared by all layers.
+
+    Each kind compiles a copy of the forward's code, because Dynamo counts and searches compiled variants per code
+    object: other plans, kinds and models neither slow this one down nor use up its recompile limit.
+    """
+
+    def __init__(
+        self, forward: Callable[..., Any], scales: int, inner: str, strict: bool, dump: Path | None
+    ) -> None:
+        self.inner, self.strict, self.dump = inner, strict, dump
+        self.reports: list[Report] = []
+        limit = VARIANTS * scales
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, limit)
+        dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, limit)
+        self.compiled = {
+            kind: torch.compile(_copy(forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=strict)
+            for kind in KINDS
+        }
+
+
+def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+@functools.lru_cache(maxsize=16)
+def _site_graphs(
+    forward: Callable[..., Any], digest: str, scales: int, inner: str, strict: bool, dump: Path | None
+) -> SiteGraphs:
+    """Graphs of a plan; attaching the same plan again finds them compiled."""
+    return SiteGraphs(forward, scales, inner, strict, dump)
 
 
 def _unwrap(error: BaseException) -> BaseException:
@@ -137,19 +206,21 @@ def _unwrap(error: BaseException) -> BaseException:
         if isinstance(seen, SparvarError):
             return seen
         seen = getattr(seen, "inner_exception", None) or seen.__cause__
+    if isinstance(error, dynamo.exc.FailOnRecompileLimitHit):
+        return CaptureError(
+            message(
+                "compiled graphs",
+                f"be at most {dynamo.config.recompile_limit} per kind (scales times batch sizes and dtypes in use)",
+                "one more",
+                "raise torch._dynamo.config.recompile_limit, or use fewer batch sizes in one process",
+            )
+        )
     if isinstance(error, dynamo.exc.Unsupported):
         return CaptureError(
             f"a site could not be captured as one graph: {str(error).splitlines()[0]};"
             ' if it is a block with graph breaks, use options={"grain": "attention"}'
         )
     return error
-
-
-def _raise_limits(graphs: int) -> None:
-    """Let Dynamo keep one graph per (scale, kind, batch); its defaults (8, 256) would run the last scales dense."""
-    config = dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 4 * graphs)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 64 * graphs)
 
 
 def compile(model: nn.Module, plan: Plan | Path | str = "auto", **options: Any) -> nn.Module:
@@ -187,25 +258,16 @@ def _attach(model: nn.Module, options: Options) -> nn.Module:
     forwards = {site.forward for site in sites}
     if len(forwards) != 1:
         raise PlanError(f"plan: its sites must be modules of one class, got {len(forwards)} classes")
-    forward = forwards.pop()
-    reports: list[Report] = []
-    _raise_limits(len(KINDS) * len(plan.schedule))
-    compiled = {
-        kind: torch.compile(
-            forward, backend=SiteCompiler(kind, options, reports), dynamic=False, fullgraph=options.strict
-        )
-        for kind in KINDS
-    }
+    graphs = _site_graphs(forwards.pop(), plan.digest, len(plan.schedule), options.inner, options.strict, options.dump)
     attach(
         model,
         Attachment(
             plan=plan,
             sites=sites,
             strict=options.strict,
-            compiled=compiled,
+            compiled=graphs.compiled,
             unwrap=_unwrap,
-            reports=reports,
-            settings=options,
+            reports=graphs.reports,
         ),
     )
     return model

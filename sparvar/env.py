@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from sparvar.errors import OptionError, message
 
@@ -40,8 +40,8 @@ def cache_dir() -> Path:
 def cpu_kernels() -> CpuKernels:
     """Return which CPU kernels are asked for. Raises `OptionError` on any other value."""
     value = current("SPARVAR_CPU_KERNELS")
-    if value == "auto" or value == "native" or value == "portable":
-        return value
+    if value in ("auto", "native", "portable"):
+        return cast(CpuKernels, value)
     raise OptionError(message("SPARVAR_CPU_KERNELS", "be auto, native or portable", repr(value)))
 
 

@@ -56,7 +56,6 @@ class Attachment:
     last: Session | None = None
     enabled: bool = True
     reports: list[Any] = field(default_factory=list)
-    settings: Any = None
 
     def __post_init__(self) -> None:
         self._sessions = threading.local()

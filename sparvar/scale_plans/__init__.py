@@ -1,6 +1,7 @@
 """Plans: what runs at every scale and layer, as pure data."""
 
 from sparvar.scale_plans.build import default_plan, dense_plan
+from sparvar.scale_plans.compare import PlanDiff, diff
 from sparvar.scale_plans.data import (
     INDEX_MAPS,
     POLICIES,
@@ -13,7 +14,7 @@ from sparvar.scale_plans.data import (
     Thresholds,
     model_fingerprint,
 )
-from sparvar.scale_plans.diff import PlanDiff, diff
+from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.schema import json_schema
 from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
@@ -38,4 +39,5 @@ __all__ = [
     "load_plan",
     "model_fingerprint",
     "shipped_plans",
+    "write_whole",
 ]

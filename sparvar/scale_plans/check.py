@@ -6,6 +6,7 @@ field is reported once and the rest of the plan is checked all the same.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -225,7 +226,7 @@ def _thresholds(plan: PlanFields) -> Problems:
 def _measured(plan: PlanFields) -> Problems:
     for name, value in plan.measured.items():
         if not math.isfinite(value):
-            yield message(f"measured.{name}", "be a finite number", value, "leave out what was not measured")
+            yield message(f"measured.{printable(name)}", "be a finite number", value, "leave out what was not measured")
 
 
 def _layer_names(plan: PlanFields, policy: str) -> str:
@@ -242,6 +243,11 @@ def ranges(numbers: Collection[int]) -> str:
         else:
             runs.append([number])
     return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def printable(text: str) -> str:
+    """Text as it is, or quoted with escapes where it is empty or would break a line or a terminal."""
+    return text if text and text.isprintable() else json.dumps(text)
 
 
 def _never_sparse(plan: PlanFields, policy: str, example: str) -> str:

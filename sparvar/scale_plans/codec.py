@@ -119,6 +119,11 @@ def build(raw: dict[str, Any], kind: type[P], source: str, found: list[str] | No
     if isinstance(version, int) and not isinstance(version, bool) and version != SCHEMA_VERSION:
         remedy = "the plan is from a newer sparvar: upgrade sparvar" if version > SCHEMA_VERSION else ""
         raise PlanError(message("schema_version", f"be {SCHEMA_VERSION}", _show(version), remedy), source)
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = repr(error.object[error.start])
+        raise PlanError(message("plan", "hold whole Unicode characters", f"half of one, {half}"), source) from error
     plan, errors = _validate(raw, kind)
     unreadable: set[str] = set()
     if plan is None:
@@ -142,7 +147,7 @@ def _validate(raw: dict[str, Any], kind: type[P]) -> tuple[P | None, list[ErrorD
 def _without_errors(raw: dict[str, Any], kind: type[P], errors: list[ErrorDetails]) -> tuple[P | None, set[str]]:
     """The plan with unknown fields and unreadable entries of scale tables dropped, other bad fields replaced.
 
-    Also the names of the replaced fields. None if even that cannot be read (text that is not Unicode).
+    Also the names of the replaced fields. None if even that cannot be read (nested too deeply).
     """
     table: dict[str, Any] = json.loads(json.dumps(raw))
     unreadable: set[str] = set()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from sparvar.scale_plans.check import contradictions, ranges
+from sparvar.scale_plans.check import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import cost, kept_share
 
 
 def render(plan: PlanFields, digest: str) -> str:
     """Readable text of several lines. A plan with contradictions shows them instead of numbers that mean nothing."""
-    provenance = plan.provenance
+    provenance, model = plan.provenance, plan.model
     lines = [
-        f"plan {plan.name}  {digest[:19]}  {'calibrated' if provenance.calibrated else 'not calibrated'}",
-        f"model {plan.model.family or 'not named'}: {len(plan.model.sites)} sites, {plan.model.heads} heads of "
-        f"{plan.model.head_dim}, {plan.model.dtype}",
+        f"plan {printable(plan.name)}  {digest[:19]}  {'calibrated' if provenance.calibrated else 'not calibrated'}",
+        f"model {printable(model.family or 'not named')}: {len(model.sites)} sites, "
+        f"{model.heads} heads of {model.head_dim}, {model.dtype}",
     ]
     problems = contradictions(plan)
     if problems:
@@ -31,14 +31,12 @@ def render(plan: PlanFields, digest: str) -> str:
             lines.append(f"{policy} layers: {ranges(layers)}")
     lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
     if plan.measured:
-        lines.append("measured: " + ", ".join(f"{name} {value:g}" for name, value in plan.measured.items()))
-    origin = [
-        f"{name} {value}" for name in ("created", "tool", "torch", "device") if (value := getattr(provenance, name))
-    ]
-    if origin:
-        lines.append("from: " + ", ".join(origin))
+        lines.append("measured: " + ", ".join(f"{printable(name)} {value:g}" for name, value in plan.measured.items()))
+    origin = {name: getattr(provenance, name) for name in ("created", "tool", "torch", "device")}
+    if any(origin.values()):
+        lines.append("from: " + ", ".join(f"{name} {printable(value)}" for name, value in origin.items() if value))
     if provenance.note:
-        lines.append(f"note: {provenance.note}")
+        lines.append(f"note: {printable(provenance.note)}")
     return "\n".join(lines)
 
 

@@ -95,13 +95,13 @@ def test_any_wrong_value_is_a_plan_or_a_plan_error(data: st.DataObject) -> None:
         ("", "line 1 column 1: not valid JSON (Expecting value); the file ends too early; it was cut off"),
         ('{"name": "a",\n "model": tru}', "line 2 column 11: not valid JSON (Expecting value); mend the JSON there"),
         ("[1]", "plan: must be a JSON object, got a list"),
+        ('{"name": ' + "[" * 300 + "]" * 300 + "}", "recursion limit exceeded"),
         ("[" * 200_000, "not a plan: nested too deeply"),
         ('{"heads": ' + "9" * 5000 + "}", "not a plan: Exceeds the limit"),
     ],
 )
 def test_broken_json_names_the_place(text: str, says: str) -> None:
-    (problem,) = problems_of(text)
-    assert says in problem
+    assert says in problems_of(text)[-1]
 
 
 def test_every_contradiction_at_once() -> None:
@@ -135,9 +135,9 @@ def test_every_contradiction_at_once() -> None:
         "cs4a.2.windw: unknown field; did you mean 'window'? valid: budget, window",
         'cs4a.4.budget: must be a valid number, got "much"',
         "cs4a.x: must be named by a scale number, got 'x'",
-        "tiles: unknown field; did you mean 'tile'? valid: schema_version, name, digest, model, schedule, prefix, tile, "
-        "sink_scales, decision_scale, index_map, output_correction, column_sum_stride, layers, cs4a, csla, thresholds, "
-        "measured, provenance",
+        "tiles: unknown field; did you mean 'tile'? valid: schema_version, name, digest, model, schedule, prefix, "
+        "tile, sink_scales, decision_scale, index_map, output_correction, column_sum_stride, layers, cs4a, csla, "
+        "thresholds, measured, provenance",
         "model.sites: must name every module once, got a more than once",
         "model.heads: must be at least 1, got 0",
         "model.head_dim: must be a multiple of 8 between 8 and 256, got 100",
@@ -145,8 +145,8 @@ def test_every_contradiction_at_once() -> None:
         "prefix: must be between 0 and 1048576, got -1",
         "tile: must have sides between 1 and 4096, got [0, 16]",
         "sink_scales: must be between 0 and 4, the number of scales, got 9",
-        "decision_scale: must be between 1 and 3, got scale 4 (8x8); scales after it reuse its columns, so at least one "
-        "must follow",
+        "decision_scale: must be between 1 and 3, got scale 4 (8x8); scales after it reuse its columns, so at least "
+        "one must follow",
         "column_sum_stride: must be between 1 and 16, the longer side of the tile, got 99",
         "layers: must have 2 entries, one per site, got 5; give one policy for each module in model.sites",
         "layers, layer 1: must be one of dense, cs4a, csla, got 'cs4'; did you mean 'cs4a'?",
@@ -185,7 +185,7 @@ def test_a_broken_schedule_is_reported_once() -> None:
         ({"measured": {"psnr_db": float("nan")}}, "measured.psnr_db: must be a finite number, got nan"),
         ({"schema_version": 2}, "schema_version: must be 1, got 2; the plan is from a newer sparvar: upgrade sparvar"),
         ({"digest": 7}, "digest: must be text or null, got 7"),
-        ({"name": "\ud800"}, "lone leading surrogate"),
+        ({"name": "\ud800"}, "plan: must hold whole Unicode characters, got half of one"),
     ],
 )
 def test_one_contradiction(fields: dict[str, Any], says: str) -> None:

@@ -13,11 +13,11 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -121,8 +121,23 @@ def _compile(command: list[str], target: Path) -> str:
             os.unlink(temporary)
 
 
+def _torch_openmp() -> int:
+    """Return the address of GOMP_parallel in the OpenMP runtime loaded with torch, 0 where there is none."""
+    with contextlib.suppress(OSError, AttributeError):
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+        names = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "/lib" in line and "omp" in line}
+        runtimes = sorted(name for name in names if Path(name).name.startswith(("libgomp", "libiomp", "libomp")))
+        if len(runtimes) == 1:  # with several it is unclear which one torch's threads belong to
+            function = ctypes.CDLL(runtimes[0], mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+            return ctypes.cast(function, ctypes.c_void_p).value or 0
+    return 0
+
+
 def _load(path: Path, compiler: str) -> _Loaded:
     library = ctypes.CDLL(str(path))
+    library.sparvar_use_openmp.restype = None
+    library.sparvar_use_openmp.argtypes = [ctypes.c_void_p]
+    library.sparvar_use_openmp(_torch_openmp())
     library.sparvar_isa.restype = ctypes.c_char_p
     return _Loaded(library, path, compiler, library.sparvar_isa().decode())
 
@@ -211,16 +226,14 @@ def use_native() -> bool:
 
 
 @lru_cache(maxsize=32)
-def _symbol(library: int, name: str) -> ctypes._CFuncPtr:
-    loaded = _Choice.loaded
-    assert loaded is not None
+def _symbol(loaded: _Loaded, name: str) -> Callable[[bytes], int]:
     function = getattr(loaded.library, name)
     function.restype = ctypes.c_int64
     function.argtypes = [ctypes.c_char_p]
-    return function  # type: ignore[no-any-return]
+    return cast(Callable[[bytes], int], function)
 
 
-def native_symbol(name: str) -> ctypes._CFuncPtr:
+def native_symbol(name: str) -> Callable[[bytes], int]:
     """Return the C function `name`, which takes one packed argument block and returns 0 or a failure code.
 
     ctypes releases the GIL for the length of the call. Call only after `use_native()` returned True.
@@ -228,7 +241,7 @@ def native_symbol(name: str) -> ctypes._CFuncPtr:
     loaded, reason = _resolve()
     if loaded is None:
         raise KernelError(message(name, "have native kernels", reason, REMEDY))
-    return _symbol(id(loaded), name)
+    return _symbol(loaded, name)
 
 
 def native_status() -> NativeStatus:

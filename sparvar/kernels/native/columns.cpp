@@ -101,7 +101,7 @@ void unite(const UnionArguments& a, int64_t task, std::atomic<int64_t>& failed) 
         const int64_t kept = reinterpret_cast<const int32_t*>(
             a.counts)[b * a.counts_batch + h * a.counts_head + source * a.counts_tile];
         const int32_t* spans = reinterpret_cast<const int32_t*>(a.spans);
-        if (kept < 0 || kept > a.source_capacity) return fail(source, BAD_COUNT, kept);
+        if (kept < 1 || kept > a.source_capacity) return fail(source, BAD_COUNT, kept);
         for (int64_t j = 0; j < kept; ++j) {
             if (index[j] < 0 || index[j] >= a.source_total) return fail(source, BAD_INDEX, index[j]);
             const int32_t* span = spans + int64_t(index[j]) * 4;

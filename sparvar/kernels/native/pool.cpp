@@ -1,3 +1,6 @@
+// Threads come from the OpenMP runtime that torch has loaded, if Python found it: one team of threads then serves
+// torch's ops and these, where a second pool would fight its spinning workers for the cores.  Otherwise, and in a
+// forked child (where an OpenMP team does not survive), from a pool of our own.
 #include "pool.h"
 
 #include <atomic>
@@ -72,23 +75,29 @@ struct Pool {
     }
 };
 
+typedef void (*OpenMpParallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+std::atomic<OpenMpParallel> openmp{nullptr};
+
 // Never destroyed: detached workers may outlive the destructors of this library.
 std::atomic<Pool*> pool{nullptr};
 std::mutex creation;
 
+void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    static const int registered = pthread_atfork(nullptr, nullptr, [] {
+        new (&creation) std::mutex;  // it may have been locked at the fork
+        pool.store(nullptr, std::memory_order_release);
+        openmp.store(nullptr, std::memory_order_release);
+    });
+    (void)registered;
+#endif
+}
+
 Pool& instance() {
-    Pool* current = pool.load(std::memory_order_acquire);
-    if (current) return *current;
+    if (Pool* current = pool.load(std::memory_order_acquire)) return *current;
     std::lock_guard<std::mutex> lock(creation);
     if (!pool.load(std::memory_order_acquire)) {
-#if defined(__unix__) || defined(__APPLE__)
-        // A forked child has no workers and may have inherited a locked mutex: it starts a pool of its own.
-        static const int registered = pthread_atfork(nullptr, nullptr, [] {
-            new (&creation) std::mutex;
-            pool.store(nullptr, std::memory_order_release);
-        });
-        (void)registered;
-#endif
+        watch_forks();
         pool.store(new Pool, std::memory_order_release);
     }
     return *pool.load(std::memory_order_acquire);
@@ -106,7 +115,13 @@ thread_local Scratch local;
 void parallel_for(int64_t tasks, int64_t threads, TaskFn fn, void* argument) {
     const int64_t helpers = (threads < tasks ? threads : tasks) - 1;
     Job job{fn, argument, tasks};
-    if (helpers < 1) job.work(); else instance().run(job, helpers);
+    if (helpers < 1) {
+        job.work();
+    } else if (const OpenMpParallel team = openmp.load(std::memory_order_acquire)) {
+        team([](void* shared) { static_cast<Job*>(shared)->work(); }, &job, unsigned(helpers + 1), 0);
+    } else {
+        instance().run(job, helpers);
+    }
 }
 
 void* scratch(size_t bytes) {
@@ -122,3 +137,9 @@ void* scratch(size_t bytes) {
 }
 
 }  // namespace sparvar
+
+// Takes the address of GOMP_parallel in the OpenMP runtime that torch uses; 0 returns to the pool.
+extern "C" __attribute__((visibility("default"))) void sparvar_use_openmp(void* gomp_parallel) {
+    sparvar::watch_forks();
+    sparvar::openmp.store(reinterpret_cast<sparvar::OpenMpParallel>(gomp_parallel), std::memory_order_release);
+}

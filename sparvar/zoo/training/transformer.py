@@ -10,34 +10,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.zoo.model import LandscapeVAR
+from sparvar.zoo.tokenizer import BitTokenizer
 from sparvar.zoo.training.data import Photos, centre_crops, random_crops
 from sparvar.zoo.training.loop import LoopConfig, run_loop
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of the curriculum: ``scales`` scales (of the full-size latent) with ``batch`` crops a step."""
+    """Part of the curriculum: ``scales`` scales (of the full-size latent) with ``batch`` crops a step.
+
+    Until step ``weigh_from`` all channels weigh alike, afterwards by what they show (:func:`channel_weights`).
+    """
 
     scales: int
     batch: int
     loop: LoopConfig
+    weigh_from: int = 0
 
 
 STAGES = (
-    Stage(7, 16, LoopConfig("scales07", Path("."), steps=2200, rate=8e-4, final=0.3, seed=11)),
+    Stage(7, 16, LoopConfig("scales07", Path("."), steps=2200, rate=8e-4, final=0.3, seed=11), weigh_from=762),
     Stage(10, 6, LoopConfig("scales10", Path("."), steps=450, rate=4e-4, final=0.3, warmup=30, ema=0.995, seed=12, evaluate_every=150)),
     Stage(13, 2, LoopConfig("scales13", Path("."), steps=200, rate=2e-4, final=0.05, warmup=10, seed=13, evaluate_every=50, ema=0.99)),
 )
 
 
-def bit_loss(logits: list[Tensor], bits: list[Tensor]) -> tuple[Tensor, list[float]]:
+def channel_weights(tokenizer: BitTokenizer, floor: float = 0.15) -> Tensor:
+    """Weight of every bit's loss, [scales, dim], mean 1 per scale.
+
+    Proportional to what the bit moves in the picture (gain times the channel's standard deviation), above a floor:
+    the bits of the weakest channels are coin flips at coarse scales, and their gradients drown the others.
+    """
+    shown = tokenizer.gains * tokenizer.std
+    return floor + (1 - floor) * shown / shown.mean(1, keepdim=True)
+
+
+def bit_loss(logits: list[Tensor], bits: list[Tensor], channels: Tensor | None = None) -> tuple[Tensor, list[float]]:
     """Binary cross-entropy in nats per bit, mean over scales weighted by the square root of their size.
 
     A plain mean over tokens would leave 2 % to the scales up to 12x12, which decide what the picture shows.
+    ``channels`` [scales, dim] weighs the bits of a token.
     """
-    losses = [
-        F.binary_cross_entropy_with_logits(part.float(), target) for part, target in zip(logits, bits, strict=True)
-    ]
+    losses = []
+    for scale, (part, target) in enumerate(zip(logits, bits, strict=True)):
+        weight = None if channels is None else channels[scale].view(1, -1, 1, 1)
+        losses.append(F.binary_cross_entropy_with_logits(part.float(), target, weight=weight))
     weights = torch.tensor([float(target.shape[-1]) for target in bits])
     return (torch.stack(losses) * weights).sum() / weights.sum(), [loss.item() for loss in losses]
 
@@ -61,6 +78,7 @@ def train_transformer(
         block.compile(dynamic=False)
     held_images, held_labels = centre_crops(held, tokenizer.image_side)
     held_latent = torch.cat([tokenizer.encode(chunk) for chunk in held_images.split(4)])
+    channels = channel_weights(tokenizer)
     figures: dict[str, float] = {}
     for stage in stages:
         torch.compiler.reset()
@@ -89,7 +107,7 @@ def train_transformer(
             labels = torch.where(free, len(model.classes), labels)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(labels, inputs)
-            return bit_loss(logits, bits)[0]
+            return bit_loss(logits, bits, channels if step >= stage.weigh_from else None)[0]
 
         average = run_loop(replace(stage.loop, folder=folder), model, loss_of, evaluate)
         model.load_state_dict(average.state_dict())

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from sparvar.scale_plans.check import ranges
+from sparvar.scale_plans.check import printable, ranges
 from sparvar.scale_plans.data import CS4AScale, CSLAScale, PlanFields
 
 Entry = TypeVar("Entry", CS4AScale, CSLAScale)
@@ -60,7 +60,7 @@ def _lines(a: PlanFields, b: PlanFields) -> Iterator[str]:
 def _values(name: str, before: Any, after: Any) -> Iterator[str]:
     if isinstance(before, Mapping):
         for key in sorted({**before, **after}):
-            yield from _values(f"{name}.{key}", before.get(key, _ABSENT), after.get(key, _ABSENT))
+            yield from _values(f"{name}.{printable(key)}", before.get(key, _ABSENT), after.get(key, _ABSENT))
     elif before != after:
         yield f"{name}: {_show(before)} -> {_show(after)}"
 
@@ -72,7 +72,7 @@ def _show(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
     if isinstance(value, str):
-        return value if value and value.isprintable() else json.dumps(value)
+        return printable(value)
     return json.dumps(value)
 
 

@@ -1,0 +1,29 @@
+"""Ops of sparse attention for scale-wise autoregressive models, as `torch.ops.sparvar.*`.
+
+Shapes: B batch rows, H heads, N queries, T keys, D head dim, G query tiles, K kept columns.
+"""
+
+from sparvar.kernels.attention_stats.op import attention_stats
+from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
+from sparvar.kernels.column_sums.op import column_sums
+from sparvar.kernels.common.native import NativeStatus, implementation, native_status
+from sparvar.kernels.kv_cache.op import kv_adopt, kv_extend
+from sparvar.kernels.local_columns.op import local_capacity, local_columns
+from sparvar.kernels.map_columns.op import map_capacity, map_columns
+from sparvar.kernels.select_columns.op import select_columns
+
+__all__ = [
+    "NativeStatus",
+    "attention_stats",
+    "column_sparse_attention",
+    "column_sums",
+    "implementation",
+    "kv_adopt",
+    "kv_extend",
+    "local_capacity",
+    "local_columns",
+    "map_capacity",
+    "map_columns",
+    "native_status",
+    "select_columns",
+]

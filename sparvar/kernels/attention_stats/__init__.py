@@ -1,0 +1,1 @@
+"""Dense attention with its log-sum-exp and entropy."""

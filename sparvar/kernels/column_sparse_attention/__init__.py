@@ -1,0 +1,1 @@
+"""Attention of every query tile over its kept columns."""

@@ -1,0 +1,1 @@
+"""Softmax mass per key and query tile."""

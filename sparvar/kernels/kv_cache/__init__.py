@@ -1,0 +1,1 @@
+"""Growing a key or value cache in place, with the meaning of `torch.cat`."""

@@ -1,0 +1,1 @@
+"""Columns of cross-scale local attention, from geometry alone."""

@@ -1,0 +1,1 @@
+"""Columns of the decision scale carried to a later scale."""

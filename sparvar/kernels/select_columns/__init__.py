@@ -1,0 +1,1 @@
+"""The keys with the largest column sums."""

@@ -1,0 +1,1 @@
+"""The `sparvar` command and the measurements behind it."""

@@ -1,0 +1,6 @@
+import typer
+bench = typer.Typer()
+@bench.command()
+def ops() -> None: ...
+@bench.command()
+def generate() -> None: ...

@@ -1,0 +1,141 @@
+"""The demo's figures as JSON values and as the closing table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from sparvar.tools.demo import DemoResult
+from sparvar.tools.machine import device_name, machine
+from sparvar.tools.measure import Spread
+
+
+def psnr_median(result: DemoResult) -> float:
+    return statistics.median(image.psnr_db for image in result.images)
+
+
+def ssim_median(result: DemoResult) -> float:
+    return statistics.median(image.ssim for image in result.images)
+
+
+def report(result: DemoResult) -> dict[str, Any]:
+    """The content of ``report.json``. Seconds are of one image; a PSNR of identical images is null."""
+    plan, attention, reference = result.plan, result.attention, result.reference
+    assert attention is not None
+    return {
+        "dense_seconds": result.median(reference),
+        "sparse_seconds": result.median("sparse"),
+        "speedup": result.speedup(reference).median,
+        "attention_speedup": attention.speedup,
+        "attention_speedup_with_decision": attention.speedup_with_decision,
+        "psnr_db": psnr_median(result),
+        "ssim": ssim_median(result),
+        "rewritten_sites": result.rewritten_sites,
+        "planned_sites": plan.planned_sites(),
+        "peak_memory_dense": result.peak[reference],
+        "peak_memory_sparse": result.peak["sparse"],
+        "peak_memory_method": result.peak_method,
+        "plan_digest": plan.digest,
+        "plan_name": plan.name,
+        "device": device_name(result.device),
+        "torch": torch.__version__,
+        "baseline": reference,
+        "baselines": {name: _baseline(result, name) for name in result.settings.baselines},
+        "inner": result.settings.inner,
+        "cfg": result.settings.cfg,
+        "runs_per_image": result.settings.runs,
+        "spread": {name: Spread.of(values).as_dict() for name, values in result.seconds.items()},
+        "first_image_seconds": result.first_image_seconds,
+        "cold_start_seconds": result.cold_start,
+        "index_mapping_seconds": result.mapping_seconds,
+        "attention_seconds": {
+            "sparse_sites_dense": attention.dense,
+            "sparse_sites_sparse": attention.sparse,
+            "deciding_sites_dense": attention.decide_dense,
+            "deciding_sites_sparse": attention.decide,
+            "whole_generation_dense": attention.all_dense,
+        },
+        "seconds_per_scale": {name: result.scale_medians(name) for name in result.scales},
+        "decode_seconds": {name: statistics.median(values) for name, values in result.decode.items()},
+        "schedule": [list(grid) for grid in plan.schedule],
+        "layers": list(plan.layers),
+        "images": [
+            {"class": image.label, "seed": image.seed, "psnr_db": image.psnr_db, "ssim": image.ssim}
+            for image in result.images
+        ],
+        "machine": machine(),
+    }
+
+
+def _baseline(result: DemoResult, name: str) -> dict[str, Any]:
+    return {
+        "seconds": result.median(name),
+        "speedup": result.speedup(name).as_dict(),
+        "peak_memory": result.peak[name],
+    }
+
+
+def decibels(value: float) -> str:
+    return f"{value:.1f} dB" if math.isfinite(value) else "identical"
+
+
+def mebibytes(value: int | None) -> str:
+    return f"{value / 2**20:.0f} MiB" if value is not None else "not measured"
+
+
+def times(value: float | None) -> str:
+    return f"{value:.2f}x" if value is not None else "-"
+
+
+def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
+    """(what, dense, sparse, verdict) for the closing table, in the terminal and on the page."""
+    attention, reference = result.attention, result.reference
+    assert attention is not None
+    dense, sparse = result.peak[reference], result.peak["sparse"]
+    less = f"{100 * (1 - sparse / dense):+.0f} %".replace("+", "-") if dense and sparse is not None else "-"
+    if dense and sparse is not None:
+        less = f"{100 * (sparse / dense - 1):+.0f} %"
+    table = [
+        (
+            "time per image" if name == "eager" else "time per image, dense with Inductor",
+            f"{result.median(name):.2f} s",
+            f"{result.median('sparse'):.2f} s",
+            f"{times(result.speedup(name).median)} faster",
+        )
+        for name in result.settings.baselines
+    ]
+    return [
+        *table,
+        (
+            "attention at the sparse scales",
+            f"{attention.dense:.2f} s",
+            f"{attention.sparse:.2f} s",
+            f"{times(attention.speedup)} faster",
+        ),
+        ("peak memory of one image", mebibytes(dense), mebibytes(sparse), less),
+        ("PSNR against dense", "", decibels(psnr_median(result)), "median of the images"),
+        ("SSIM against dense", "", f"{ssim_median(result):.3f}", "median of the images"),
+        (
+            "sites run as planned",
+            "",
+            f"{result.rewritten_sites} of {result.plan.planned_sites()}",
+            "all" if result.rewritten_sites == result.plan.planned_sites() else "not all",
+        ),
+        ("first image, compiling included", "", f"{result.first_image_seconds:.1f} s", "from the start of the program"),
+    ]
+
+
+def closing_table(result: DemoResult) -> Table:
+    """The one table that a demo ends with."""
+    table = Table(title=f"sparvar demo: {len(result.images)} images, plan {result.plan.name}", title_justify="left")
+    table.add_column("", style="bold")
+    table.add_column("dense", justify="right")
+    table.add_column("sparse", justify="right")
+    table.add_column("", style="green")
+    for row in rows(result):
+        table.add_row(*row)
+    return table

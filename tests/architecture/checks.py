@@ -1,0 +1,169 @@
+"""What the architecture tests look for, as functions of a source tree, so that they can be tried on a bad one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_LINES = 450
+
+# Part of the package -> what its modules may import of sparvar. A name ending in ".*" includes what lies below it;
+# without, only what that package re-exports. First match counts, so exceptions come first.
+SHARED = ("sparvar.errors", "sparvar.env", "sparvar.version")
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "sparvar.errors": (),
+    "sparvar.version": (),
+    "sparvar.env": ("sparvar.errors",),
+    "sparvar.options": (*SHARED, "sparvar.scale_plans.*"),
+    "sparvar.scale_plans": ("sparvar.errors", "sparvar.scale_plans.*"),
+    "sparvar.kernels": ("sparvar.errors", "sparvar.env", "sparvar.kernels.*"),
+    "sparvar.runtime": (*SHARED, "sparvar.options", "sparvar.scale_plans.*", "sparvar.kernels.*", "sparvar.runtime.*"),
+    "sparvar.passes": (*SHARED, "sparvar.options", "sparvar.scale_plans.*", "sparvar.kernels.*", "sparvar.passes.*"),
+    "sparvar.zoo": ("sparvar.zoo.*",),
+    "sparvar.tools": (
+        "sparvar",
+        *SHARED,
+        "sparvar.scale_plans",
+        "sparvar.kernels",
+        "sparvar.zoo.*",
+        "sparvar.tools.*",
+    ),
+    "sparvar": ("sparvar.*",),
+}
+WHY = {
+    "sparvar.errors": "it is the bottom of the package and imports nothing of ours",
+    "sparvar.version": "it is the bottom of the package and imports nothing of ours",
+    "sparvar.env": "it is read by everything and imports only the errors",
+    "sparvar.options": "options are data: code that acts on them belongs to backend.py",
+    "sparvar.scale_plans": "plans are pure data: code that runs them belongs to runtime/, that makes them to passes/",
+    "sparvar.kernels": "kernels know tensors and integers: read the plan in runtime/ and pass numbers on",
+    "sparvar.runtime": "the runtime runs plans and sees no graph: graph work belongs to passes/, wiring to backend.py",
+    "sparvar.passes": "passes rewrite graphs: state of a generation belongs to runtime/, wiring to backend.py",
+    "sparvar.zoo": "the zoo is written as any upstream model is and knows nothing of sparvar: move the code to tools/",
+    "sparvar.tools": "tools use the public API: re-export what they need from the package's __init__.py",
+    "sparvar": "only tools may import the whole package; name the module",
+}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Dotted name -> file of every module of the package ``sparvar`` below ``root``."""
+    found = {}
+    for path in sorted((root / "sparvar").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[int, str]]:
+    """(line, module of sparvar) for every import in a file, those inside functions too."""
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+                parents = package[: len(package) - node.level + 1]
+                base = ".".join([*parents, *filter(None, [node.module])])
+            exported = _exports(known[base], known) if base in known else set()
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield node.lineno, inner if inner in known and alias.name not in exported else base
+
+
+def _exports(path: Path, known: dict[str, Path]) -> set[str]:
+    """Names a module takes from elsewhere: ``sparvar.explain`` the function hides the module of that name."""
+    imports = [node for node in _parse(path).body if isinstance(node, ast.ImportFrom) and not node.level]
+    names = [(node.module, alias) for node in imports for alias in node.names]
+    return {alias.asname or alias.name for module, alias in names if f"{module}.{alias.name}" not in known}
+
+
+def _allows(pattern: str, target: str) -> bool:
+    if pattern.endswith(".*"):
+        return target == pattern[:-2] != "sparvar" or target.startswith(pattern[:-1])
+    return target == pattern
+
+
+def _part(name: str) -> str | None:
+    """The part a module belongs to; None for a folder without a rule."""
+    part = ".".join(name.split(".")[:2])
+    if part in ALLOWED:
+        return part
+    return "sparvar" if name.count(".") < 2 else None
+
+
+def import_problems(root: Path) -> list[str]:
+    """Imports against the direction of the package, each with where its code belongs."""
+    known = modules(root)
+    problems = []
+    for name, path in known.items():
+        where = path.relative_to(root)
+        part = _part(name)
+        if part is None or (part == "sparvar" and name != "sparvar" and path.name == "__init__.py"):
+            problems.append(
+                f"{where}: {name} is in no part with a rule; add its folder to ALLOWED and WHY in {__file__}"
+            )
+            continue
+        for line, target in _imports(name, path, known):
+            if target.split(".")[0] != "sparvar" or any(_allows(pattern, target) for pattern in ALLOWED[part]):
+                continue
+            allowed = ", ".join(ALLOWED[part]) or "nothing of sparvar"
+            problems.append(f"{where}:{line}: {part} may import {allowed}, got {target}; {WHY[part]}")
+    return problems
+
+
+def init_problems(root: Path) -> list[str]:
+    """Statements in ``__init__.py`` files that are more than re-exports."""
+    problems = []
+    for name, path in modules(root).items():
+        if path.name != "__init__.py":
+            continue
+        for position, node in enumerate(_parse(path).body):
+            names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+            docstring = position == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            version = name == "sparvar" and names == ["__version__"]
+            if docstring or version or names == ["__all__"] or isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            problems.append(
+                f"{path.relative_to(root)}:{node.lineno}: an __init__.py must only re-export (docstring, imports, "
+                f"__all__), got {type(node).__name__}; move it to a module of the folder"
+            )
+    return problems
+
+
+def environment_problems(root: Path) -> list[str]:
+    """Reads of the environment outside sparvar/env.py."""
+    problems = []
+    for name, path in modules(root).items():
+        if name == "sparvar.env":
+            continue
+        for node in ast.walk(_parse(path)):
+            attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+            names = {node.attr} if attribute and isinstance(node, ast.Attribute) else set()
+            if isinstance(node, ast.ImportFrom) and node.module == "os":
+                names = {alias.name for alias in node.names}
+            if names & {"environ", "environb", "getenv", "getenvb", "putenv"}:
+                line = getattr(node, "lineno", 0)
+                problems.append(
+                    f"{path.relative_to(root)}:{line}: only sparvar/env.py reads the environment; add the variable to "
+                    f"its table and read it through a function there"
+                )
+    return problems
+
+
+def length_problems(root: Path) -> list[str]:
+    """Python files of ``MAX_LINES`` lines or more in the package, its tests and benchmarks."""
+    problems = []
+    for folder in ("sparvar", "tests", "benchmarks"):
+        for path in sorted((root / folder).rglob("*.py")):
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            if lines >= MAX_LINES:
+                must = f"must have fewer than {MAX_LINES} lines, got {lines}; split it by subject"
+                problems.append(f"{path.relative_to(root)}: {must}")
+    return problems

@@ -1,0 +1,100 @@
+"""The shape of the package: imports point one way, ``__init__`` files re-export, one module reads the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.architecture import checks
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKS = [checks.import_problems, checks.init_problems, checks.environment_problems, checks.length_problems]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_tree_has_no(check: Callable[[Path], list[str]]) -> None:
+    problems = check(ROOT)
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_the_tree_is_seen() -> None:
+    assert {"sparvar", "sparvar.errors", "sparvar.scale_plans", "sparvar.scale_plans.plan"} <= set(checks.modules(ROOT))
+    assert set(checks.WHY) == set(checks.ALLOWED)
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / "sparvar" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("scale_plans/a.py", "import sparvar.kernels.b", "got sparvar.kernels.b; plans are pure data"),
+        ("kernels/b.py", "from sparvar.scale_plans import Plan", "got sparvar.scale_plans; kernels know tensors"),
+        ("kernels/b.py", "def f():\n    from ..scale_plans import a", "b.py:2: sparvar.kernels may import"),
+        ("kernels/__init__.py", "from ..scale_plans import a", "got sparvar.scale_plans.a; kernels know"),
+        ("runtime/c.py", "from sparvar import passes", "got sparvar.passes; the runtime runs plans"),
+        ("passes/d.py", "from sparvar.runtime.session import Session", "state of a generation belongs to runtime/"),
+        ("passes/d.py", "import sparvar", "got sparvar; passes rewrite graphs"),
+        ("tools/e.py", "from sparvar.kernels.common.checks import x", "got sparvar.kernels.common.checks; tools use"),
+        ("tools/e.py", "from sparvar.backend import x", "got sparvar.backend; tools use the public API"),
+        ("zoo/f.py", "from sparvar.errors import SparvarError", "knows nothing of sparvar: move the code to tools/"),
+        ("errors.py", "from sparvar.env import x", "sparvar.errors may import nothing of sparvar, got sparvar.env"),
+        ("backend.py", "from sparvar import compile", "only tools may import the whole package; name the module"),
+        ("novel/g.py", "", "sparvar.novel.g is in no part with a rule; add its folder to ALLOWED"),
+        ("novel/__init__.py", "", "sparvar.novel is in no part with a rule"),
+    ],
+)
+def test_a_wrong_import_is_found(tmp_path: Path, name: str, text: str, says: str) -> None:
+    files = {"passes/__init__.py": "", "scale_plans/a.py": "", "scale_plans/__init__.py": "", name: text}
+    (problem,) = checks.import_problems(tree(tmp_path, files))
+    assert says in problem
+    assert problem.startswith(f"sparvar/{name}")
+
+
+def test_right_imports_pass(tmp_path: Path) -> None:
+    files = {
+        "__init__.py": "from sparvar.backend import compile\nfrom sparvar.explain import explain",
+        "explain.py": "",
+        "backend.py": "from sparvar.passes import x\nfrom sparvar.runtime.session import y\nimport torch, os.path",
+        "passes/a.py": "from . import b\nfrom sparvar.scale_plans.plan import Plan\nimport sparvar.kernels",
+        "passes/b.py": "from sparvar.errors import x",
+        "runtime/session.py": "from sparvar import kernels",
+        "kernels/__init__.py": "from sparvar.kernels.op import f",
+        "kernels/op.py": "import sparvary",
+        "tools/cli.py": "import sparvar\nfrom sparvar import explain, zoo\nfrom sparvar.kernels import f",
+        "zoo/__init__.py": "",
+        "zoo/model.py": "from .parts import x",
+    }
+    assert checks.import_problems(tree(tmp_path, files)) == []
+
+
+@pytest.mark.parametrize("text", ["x = 1", "def f():\n    pass", "if True:\n    import os", '"""Doc."""\n"more"'])
+def test_code_in_an_init_is_found(tmp_path: Path, text: str) -> None:
+    (problem,) = checks.init_problems(tree(tmp_path, {"tools/__init__.py": text}))
+    assert "must only re-export" in problem
+
+
+def test_only_the_top_level_has_a_version(tmp_path: Path) -> None:
+    text = '"""Doc."""\n\nfrom __future__ import annotations\n\n__version__ = "1"\n__all__ = ["a"]\n'
+    assert checks.init_problems(tree(tmp_path / "top", {"__init__.py": text})) == []
+    assert len(checks.init_problems(tree(tmp_path / "low", {"tools/__init__.py": text}))) == 1
+
+
+@pytest.mark.parametrize("text", ["import os\nos.environ['A']", "import os\nos.getenv('A')", "from os import environ"])
+def test_reading_the_environment_is_found(tmp_path: Path, text: str) -> None:
+    (problem,) = checks.environment_problems(tree(tmp_path, {"tools/a.py": text, "env.py": text}))
+    assert problem.startswith("sparvar/tools/a.py:")
+
+
+def test_a_long_file_is_found(tmp_path: Path) -> None:
+    line = "x = 1\n"
+    files = {"a.py": line * checks.MAX_LINES, "b.py": line * (checks.MAX_LINES - 1)}
+    (problem,) = checks.length_problems(tree(tmp_path, files))
+    assert problem.startswith("sparvar/a.py: must have fewer than 450 lines, got 450")

@@ -1,0 +1,73 @@
+"""Inputs, and error bounds of fp32 kernels against float64 references.
+
+Bounds follow the usual rounding analysis with the probabilistic constant of Higham and Mary (2019): a sum of n terms
+is off by at most LAMBDA * sqrt(n) * U relative to the sum of magnitudes, but for a vanishing probability.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparvar import kernels
+
+U = 2.0**-24  # unit roundoff of fp32
+LAMBDA = 4.0
+EXP_ERROR = 4 * U  # exp2 of the native kernels: 2 ulp
+OUTPUT_ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+SMALLEST = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-25}  # half the spacing of subnormals
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEAD_DIMS = (8, 64, 96, 104, 112, 120, 128, 256)
+
+
+def poison_scratch() -> None:
+    """Run the native kernel over NaN on every thread, so that its scratch holds nothing useful."""
+    nan = torch.full((1, 8, 256, 256), float("nan"))
+    with torch.no_grad():
+        kernels.attention_stats(nan, nan, nan, 1.0)
+
+
+def qkv(
+    batch: int, heads: int, queries: int, keys: int, dim: int, dtype: torch.dtype = torch.float32, size: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return standard normal q, k, v; `size` multiplies q."""
+    q = torch.randn(batch, heads, queries, dim) * size
+    return q.to(dtype), torch.randn(batch, heads, keys, dim).to(dtype), torch.randn(batch, heads, keys, dim).to(dtype)
+
+
+def random_columns(batch: int, heads: int, tiles: int, keys: int, capacity: int) -> tuple[Tensor, Tensor]:
+    """Return ascending unique lists of 1 to `capacity` of `keys` keys, zeros behind them."""
+    order = torch.rand(batch, heads, tiles, keys).argsort(dim=-1)[..., :capacity]
+    counts = torch.randint(1, capacity + 1, (batch, heads, tiles), dtype=torch.int32)
+    used = torch.arange(capacity) < counts[..., None]
+    indices = order.masked_fill(~used, keys).sort(dim=-1).values
+    return indices.masked_fill(~used, 0).to(torch.int32), counts
+
+
+def score_error(q: Tensor, k: Tensor, scale: float) -> float:
+    """Bound of |s - s64|: the product's sum, the two roundings of the scaled q, and the shift by the maximum."""
+    magnitude = float((q.double().abs() @ k.double().abs().transpose(2, 3)).max()) * scale
+    peak = float((q.double() @ k.double().transpose(2, 3)).abs().max()) * scale
+    return U * ((LAMBDA * math.sqrt(q.shape[-1]) + 3) * magnitude + 2 * peak)
+
+
+def weight_error(q: Tensor, k: Tensor, scale: float) -> float:
+    """Bound of the relative error of exp(s - m)."""
+    return math.expm1(score_error(q, k, scale)) + EXP_ERROR
+
+
+def attention_bound(q: Tensor, k: Tensor, v: Tensor, scale: float, exact: Tensor) -> Tensor:
+    """Elementwise bound of |out - exact|: weights in numerator and denominator, two sums over keys, the output."""
+    relative = 2 * weight_error(q, k, scale) + (2 * LAMBDA * math.sqrt(k.shape[2]) + 4) * U
+    return relative * float(v.double().abs().max()) + OUTPUT_ROUNDING[q.dtype] * exact.abs() + SMALLEST[q.dtype]
+
+
+def assert_within(actual: Tensor, exact: Tensor, bound: Tensor | float) -> None:
+    """Every element of `actual` is within `bound` of `exact`; NaN is not."""
+    error = (actual.double() - exact.double()).abs()
+    good = error <= bound
+    if not bool(good.all()):
+        excess = float((error / bound).nan_to_num(nan=math.inf).max())
+        raise AssertionError(f"{int((~good).sum())} of {good.numel()} elements off, worst {excess:.3g} times the bound")
