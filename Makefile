@@ -44,7 +44,9 @@ train: $(VENV)/.installed-demo ## Train the shipped model again: make train DATA
 		$(BIN)/python -m sparvar.zoo.training --data $(DATA) --out $(OUT)
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks; results go to bench-output as JSON.
-	$(BIN)/sparvar bench --out $(BENCH_OUT)
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/sparvar bench ops --json $(BENCH_OUT)/ops.json
+	$(BIN)/sparvar bench generate --json $(BENCH_OUT)/generate.json
 
 clean: ## Remove the environment, caches and outputs of make demo and make bench (train-output stays).
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks build dist sparvar.egg-info

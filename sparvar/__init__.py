@@ -14,6 +14,7 @@ from sparvar.errors import (
 )
 from sparvar.explain import Explanation, explain
 from sparvar.options import Options
+from sparvar.passes import fingerprint
 from sparvar.scale_plans import Plan
 from sparvar.version import __version__
 
@@ -35,5 +36,6 @@ __all__ = [
     "compile",
     "detach",
     "explain",
+    "fingerprint",
     "reset",
 ]

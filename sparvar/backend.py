@@ -22,7 +22,6 @@ from sparvar.runtime.context import current
 from sparvar.scale_plans import Plan, find_plan, load_plan
 from sparvar.version import __version__
 
-
 VARIANTS = 8
 """Batch sizes and dtypes for which one process may hold graphs of every scale before Dynamo's limit is in the way."""
 
@@ -106,7 +105,8 @@ def _inner_compile(module: fx.GraphModule, inputs: Sequence[Tensor], inner: str)
         return module.forward
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(module, list(inputs), config_patches={"post_grad_custom_post_pass": _cache_key()})
+    compiled: Any = compile_fx(module, list(inputs), config_patches={"post_grad_custom_post_pass": _cache_key()})
+    return compiled
 
 
 @functools.cache
@@ -155,22 +155,20 @@ class SiteCompiler:
         if self.kind != "dense" and report.counts[f"site_{self.kind}"] == 0 and self.graphs.strict:
             reasons = [f"{refusal.node}: {refusal.reason}" for refusal in report.refusals]
             raise CaptureError(
-                f"scale {site.scale}, layer {site.layer + 1}: the plan says {self.kind}, but no attention was rewritten: "
+                f"scale {site.scale}, layer {site.layer}: the plan says {self.kind}, but no attention was rewritten: "
                 + "; ".join(reasons or ["there is no attention in its graph"])
             )
         return _inner_compile(module, inputs, self.graphs.inner)
 
 
 class SiteGraphs:
-    """Compiled forwards of one class of site under one plan: a callable per kind, shared by all layers.
+    """Compiled forwards of one class of site for one schedule: a callable per kind, shared by all layers.
 
     Each kind compiles a copy of the forward's code, because Dynamo counts and searches compiled variants per code
     object: other plans, kinds and models neither slow this one down nor use up its recompile limit.
     """
 
-    def __init__(
-        self, forward: Callable[..., Any], scales: int, inner: str, strict: bool, dump: Path | None
-    ) -> None:
+    def __init__(self, forward: Callable[..., Any], scales: int, inner: str, strict: bool, dump: Path | None) -> None:
         self.inner, self.strict, self.dump = inner, strict, dump
         self.reports: list[Report] = []
         limit = VARIANTS * scales
@@ -185,7 +183,11 @@ class SiteGraphs:
 def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
     assert isinstance(function, types.FunctionType)
     copy = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
@@ -193,10 +195,19 @@ def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=16)
 def _site_graphs(
-    forward: Callable[..., Any], digest: str, scales: int, inner: str, strict: bool, dump: Path | None
+    forward: Callable[..., Any],
+    schedule: tuple[tuple[int, int], ...],
+    prefix: int,
+    inner: str,
+    strict: bool,
+    dump: Path | None,
 ) -> SiteGraphs:
-    """Graphs of a plan; attaching the same plan again finds them compiled."""
-    return SiteGraphs(forward, scales, inner, strict, dump)
+    """Graphs of a schedule.
+
+    Site ops read policies, budgets and windows at run time, so that another plan for the same schedule finds the
+    graphs compiled; ``prefix`` is part of the key because the KV buffer's size is.
+    """
+    return SiteGraphs(forward, len(schedule), inner, strict, dump)
 
 
 def _unwrap(error: BaseException) -> BaseException:
@@ -240,7 +251,9 @@ def compile(model: nn.Module, plan: Plan | Path | str = "auto", **options: Any) 
 
 def _attach(model: nn.Module, options: Options) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise OptionError(message("model", "be a torch.nn.Module", type(model).__name__, "pass the model, not a method"))
+        raise OptionError(
+            message("model", "be a torch.nn.Module", type(model).__name__, "pass the model, not a method")
+        )
     if isinstance(model, OptimizedModule) or any(
         isinstance(module, OptimizedModule) or module._compiled_call_impl is not None for module in model.modules()
     ):
@@ -258,7 +271,7 @@ def _attach(model: nn.Module, options: Options) -> nn.Module:
     forwards = {site.forward for site in sites}
     if len(forwards) != 1:
         raise PlanError(f"plan: its sites must be modules of one class, got {len(forwards)} classes")
-    graphs = _site_graphs(forwards.pop(), plan.digest, len(plan.schedule), options.inner, options.strict, options.dump)
+    graphs = _site_graphs(forwards.pop(), plan.schedule, plan.prefix, options.inner, options.strict, options.dump)
     attach(
         model,
         Attachment(
@@ -291,7 +304,11 @@ def _check_placement(model: nn.Module) -> None:
 
 
 def sparvar_backend(
-    module: fx.GraphModule, inputs: Sequence[Tensor], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+    module: fx.GraphModule,
+    inputs: Sequence[Tensor],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """Compile a graph that is not part of a site: with the inner compiler, unchanged.
 

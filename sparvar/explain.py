@@ -97,9 +97,7 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
     mark = fingerprint(inner)
     name = type(inner).__name__
     if attachment is None:
-        sites = tuple(
-            SiteReport(c.name, c.calls, False, "", _unattached_reason(c.caches)) for c in candidates
-        )
+        sites = tuple(SiteReport(c.name, c.calls, False, "", _unattached_reason(c.caches)) for c in candidates)
         return Explanation(name, mark, None, None, sites)
     plan = attachment.plan
     ran = attachment.last.ran if attachment.last is not None else {}
@@ -131,6 +129,7 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
             tuple(f"{refusal.rule}: {refusal.node}: {refusal.reason}" for refusal in report.refusals),
         )
         for report in sorted(attachment.reports, key=lambda report: (report.context.scale, report.context.kind))
+        if any(plan.kind(report.context.scale, layer) == report.context.kind for layer in index.values())
     )
     notes = tuple(f"{site}: {reason}" for site, reason in attachment.left_alone.items())
     return Explanation(name, mark, plan.name, plan.digest, tuple(sites_found), graphs, attachment.generations, notes)

@@ -94,7 +94,7 @@ class Attachment:
                 message(
                     "generation",
                     f"start with the {first} tokens of scale 1 of the plan's schedule",
-                    f"{tokens} tokens at site {layer + 1}",
+                    f"{tokens} tokens at layer {layer}",
                     "use a plan made for this schedule, and start generations at the first scale",
                 )
             )
@@ -178,7 +178,7 @@ def attach(model: nn.Module, attachment: Attachment) -> None:
     """Put ``attachment`` on ``model``: its sites' forwards go through it from now on."""
     detach(model)
     for layer, site in enumerate(attachment.sites):
-        site.module.forward = _wrapper(attachment, layer)  # type: ignore[method-assign]
+        site.module.forward = _wrapper(attachment, layer)
     object.__setattr__(model, _ATTRIBUTE, attachment)
 
 

@@ -85,7 +85,7 @@ class Session:
         if scale > len(self.plan.schedule):
             raise SessionError(
                 message(
-                    f"layer {layer + 1}",
+                    f"layer {layer}",
                     f"start a new generation after scale {scale - 1}, the plan's last",
                     f"{tokens} more tokens",
                     "the plan is for another schedule",
@@ -105,8 +105,8 @@ class Session:
         if layer and self.calls[layer - 1] <= self.calls[layer]:
             raise SessionError(
                 message(
-                    f"layer {layer + 1}",
-                    f"run scale {scale} after layer {layer} has",
+                    f"layer {layer}",
+                    f"run scale {scale} after layer {layer - 1} has",
                     "the layers in another order",
                     "the plan's sites must be listed in the order in which the model calls them",
                 )

@@ -44,7 +44,7 @@ def mapped_columns(site: SiteContext, batch: int) -> Columns:
     if source is None or plan.decision_scale is None:
         raise SessionError(
             message(
-                f"layer {site.layer + 1} at scale {site.scale}",
+                f"layer {site.layer} at scale {site.scale}",
                 f"have column indices from decision scale {plan.decision_scale}",
                 "none",
                 "generate from the first scale",
@@ -75,7 +75,13 @@ def local_columns(plan: Plan, scale: int, device: torch.device, cache: dict[int,
         heights, widths = zip(*plan.schedule, strict=True)
         cache[scale] = Columns(
             *kernels.local_columns(
-                list(heights), list(widths), plan.prefix, scale, *plan.tile, plan.windows_list(scale), plan.sink_scales,
+                list(heights),
+                list(widths),
+                plan.prefix,
+                scale,
+                *plan.tile,
+                plan.windows_list(scale),
+                plan.sink_scales,
                 device,
             )
         )
@@ -88,7 +94,7 @@ def upsampled_delta(site: SiteContext, batch: int) -> Tensor | None:
     delta = site.session.delta.get(site.layer)
     if delta is None or plan.decision_scale is None:
         return None
-    b, h, n, d = delta.shape
+    b, h, _n, d = delta.shape
     if b == 2 * batch:
         delta, b = delta[:batch], batch
     source, target = plan.schedule[plan.decision_scale - 1], plan.schedule[site.scale - 1]
@@ -144,7 +150,15 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         correction = upsampled_delta(site, query.shape[0])
     site.session.seconds += time.perf_counter() - started
     out = kernels.column_sparse_attention(
-        query, key, value, columns.indices, columns.counts, scale, *plan.schedule[site.scale - 1], *plan.tile, correction
+        query,
+        key,
+        value,
+        columns.indices,
+        columns.counts,
+        scale,
+        *plan.schedule[site.scale - 1],
+        *plan.tile,
+        correction,
     )
     site.session.ran[site.scale, site.layer] = "sparse"
     return out

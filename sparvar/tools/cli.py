@@ -12,13 +12,8 @@ from sparvar.tools.cmd_demo import demo
 from sparvar.tools.cmd_doctor import doctor
 from sparvar.tools.cmd_explain import explain
 from sparvar.tools.cmd_inspect import inspect
-from sparvar.tools.common import paragraphs
+from sparvar.tools.common import EXIT_CODES, paragraphs
 from sparvar.version import __version__
-
-EXIT_CODES = (
-    "[bold]Exit codes[/]: 0 done; 1 something is wrong and the message says what; 2 the command was written wrongly;"
-    " 130 stopped with Ctrl-C."
-)
 
 app = typer.Typer(
     name="sparvar",

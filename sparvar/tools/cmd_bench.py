@@ -1,6 +1,198 @@
+"""`sparvar bench ops` and `sparvar bench generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
 import typer
-bench = typer.Typer()
-@bench.command()
-def ops() -> None: ...
-@bench.command()
-def generate() -> None: ...
+from rich.table import Table
+
+from sparvar import kernels
+from sparvar.tools import bench_generate, bench_ops
+from sparvar.tools import output as files
+from sparvar.tools.cmd_demo import BASELINES, BaselineChoice, Inner, choose_inner
+from sparvar.tools.common import EXIT_CODES, as_json, handled, notes, output
+from sparvar.tools.demo_report import decibels, mebibytes
+from sparvar.tools.machine import machine
+from sparvar.tools.measure import require_metrics
+
+bench = typer.Typer(invoke_without_command=True, no_args_is_help=False)
+
+ROUNDS, QUICK_ROUNDS = 9, 3
+HEADS, QUICK_HEADS = 8, 1
+
+
+def _say(text: str) -> None:
+    notes().print(text, markup=False)
+
+
+def _framed(what: str, **content: Any) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"benchmark": what, "format": 1, "device": device, "machine": machine(), **content}
+
+
+def run_ops(quick: bool) -> dict[str, Any]:
+    """The content of an ops result file."""
+    rounds, heads = (QUICK_ROUNDS, QUICK_HEADS) if quick else (ROUNDS, HEADS)
+    done = []
+    for case in bench_ops.cases(heads, flex=not quick):
+        _say(case.what)
+        done.append(bench_ops.run_case(case, rounds))
+    return _framed(
+        "ops", quick=quick, rounds=rounds, warmup=1, implementation=kernels.implementation("cpu"), cases=done
+    )
+
+
+def ops_table(result: dict[str, Any]) -> Table:
+    """One row per comparison."""
+    table = Table(title="Ops: medians, ratios taken round by round", title_justify="left")
+    for name in ("case", "ours", "against", "its time", "ratio", "quartiles", "reach", "ideal"):
+        table.add_column(name, justify="left" if name in ("case", "against") else "right")
+    for case in result["cases"]:
+        ours = f"{1e3 * case['seconds']['ours']['median']:.1f} ms"
+        if not case["ratios"]:
+            table.add_row(case["name"], ours, *[""] * 6)
+        sign = "at most" if "cost" in case["ratio"] else "at least"
+        for other, found in case["ratios"].items():
+            reach = f"{sign} {case['reach'][other]:g}" if other in case["reach"] else ""
+            table.add_row(
+                case["name"],
+                ours,
+                other,
+                f"{1e3 * case['seconds'][other]['median']:.1f} ms",
+                f"{found['median']:.2f}",
+                f"{found['q25']:.2f} to {found['q75']:.2f}",
+                reach,
+                f"{case['ideal']:.1f}" if case["ideal"] and other == "sdpa" else "",
+            )
+        for other, reason in case["skipped"].items():
+            table.add_row(case["name"], ours, other, "did not run", reason, "", "", "")
+    return table
+
+
+def generate_table(result: dict[str, Any]) -> Table:
+    """One row per variant."""
+    table = Table(
+        title=f"Generation: {result['settings']['seeds']} seeds, plan {result['plan']['name']}", title_justify="left"
+    )
+    for name in ("variant", "seconds", "quartiles", "sparse is faster by", "PSNR", "SSIM", "peak memory"):
+        table.add_column(name, justify="left" if name == "variant" else "right")
+    for variant, spread in result["seconds"].items():
+        quality = result["quality"].get(variant)
+        peak = result.get("peak_memory", {}).get(variant)
+        speedup = result["speedup"].get(variant)
+        table.add_row(
+            variant,
+            f"{spread['median']:.2f}",
+            f"{spread['q25']:.2f} to {spread['q75']:.2f}",
+            f"{speedup['median']:.2f}x" if speedup else "",
+            decibels(quality["psnr_db_median"]) if isinstance(quality, dict) else "",
+            f"{quality['ssim_median']:.3f}" if isinstance(quality, dict) else "",
+            mebibytes(peak["bytes"]) if peak else "",
+        )
+    share = result["outside_kernels"]["share"]
+    table.caption = f"outside kernels: at most {100 * share:.1f} % of a sparse generation"
+    table.caption_justify = "left"
+    return table
+
+
+def _finish(result: dict[str, Any], table: Table, file: Path | None) -> None:
+    if file is not None:
+        files.write_all(file.parent, {file.name: as_json(result).encode()})
+    screen = output()
+    screen.print(table)
+    if file is not None:
+        screen.print(f"Results: {file}", soft_wrap=True)
+
+
+@bench.callback()
+@handled
+def both(
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run both benchmarks and write their results to this folder.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="With --out: small, only to see that it runs.")] = False,
+) -> None:
+    """Measure ops and whole generations, in ratios taken within one run.
+
+    [dim]Examples[/]
+
+        sparvar bench --out bench-output
+
+        sparvar bench ops --json ops-cpu.json
+    """
+    if context.invoked_subcommand is not None:
+        if out is not None or quick:
+            raise typer.BadParameter("give options after the name of the benchmark, e.g. bench ops --quick")
+        return
+    if out is None:
+        raise typer.BadParameter("name a benchmark (ops or generate), or a folder with --out to run both")
+    files.prepare(out)
+    require_metrics()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = run_ops(quick)
+    _finish(result, ops_table(result), out / f"ops-{device}.json")
+    generate(json=out / f"generate-{device}.json", quick=quick)
+
+
+@bench.command(epilog=EXIT_CODES)
+@handled
+def ops(
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One head, three rounds, no FlexAttention.")] = False,
+) -> None:
+    """Time every op on the shapes of a one-megapixel model, against SDPA and FlexAttention with the same mask.
+
+    Every variant of a case runs once per round, in turns; ratios are taken within a round, and their median and
+    quartiles are shown. A variant that disagrees with SDPA is an error, not a time.
+
+    [dim]Example[/]
+
+        sparvar bench ops --json benchmarks/results/ops-cpu.json
+    """
+    if json is not None:
+        files.prepare_file(json)
+    result = run_ops(quick)
+    _finish(result, ops_table(result), json)
+
+
+@bench.command(epilog=EXIT_CODES)
+@handled
+def generate(
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many images; each takes the next class and seed.")] = 8,
+    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance strength; 1 turns guidance off.")] = 2.0,
+    plan: Annotated[
+        str, typer.Option(metavar="PLAN", help="auto, a plan file, or the name of a shipped plan.")
+    ] = "auto",
+    inner: Annotated[Inner, typer.Option(help="What compiles the rewritten graphs.")] = Inner.auto,
+    baseline: Annotated[BaselineChoice, typer.Option(help="Dense variants to compare with.")] = BaselineChoice.both,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with other weights of the landscape model.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, eager dense only, no compiler, memory not measured.")
+    ] = False,
+) -> None:
+    """Time whole generations of the shipped model: eager dense, Inductor dense, sparse.
+
+    The three are generated in turns for every seed, after a first generation that compiles. Memory is measured in a
+    process of its own for each.
+
+    [dim]Example[/]
+
+        sparvar bench generate --json benchmarks/results/generate-cpu.json
+    """
+    if json is not None:
+        files.prepare_file(json)
+    require_metrics()
+    if quick:
+        seeds, baseline, inner = 1, BaselineChoice.eager, Inner.eager
+    settings = bench_generate.GenerateSettings(
+        seeds, cfg, plan, choose_inner(inner), (*BASELINES[baseline.value], "sparse"), weights, memory=not quick
+    )
+    result = _framed("generate", quick=quick, **bench_generate.run(settings, _say))
+    _finish(result, generate_table(result), json)

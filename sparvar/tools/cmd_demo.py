@@ -69,7 +69,9 @@ def choose_classes(text: str, images: int) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in CLASSES:
-            raise typer.BadParameter(f"{name!r} is not a class; the classes are {', '.join(CLASSES)}", param_hint="--classes")
+            raise typer.BadParameter(
+                f"{name!r} is not a class; the classes are {', '.join(CLASSES)}", param_hint="--classes"
+            )
     if not names:
         raise typer.BadParameter(f"name at least one of {', '.join(CLASSES)}", param_hint="--classes")
     return tuple(names[number % len(names)] for number in range(images))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -44,7 +43,7 @@ def _python_and_torch() -> list[Finding]:
         if version is not None:
             found.append(Finding(name, "ok", version))
         elif name == "torchmetrics":
-            found.append(Finding(name, "broken", "not installed", "pip install 'sparvar[demo]': the demo compares images"))
+            found.append(Finding(name, "broken", "not installed", "the demo needs it: pip install 'sparvar[demo]'"))
         elif name == "triton":
             found.append(Finding(name, "note", "not installed", "only kernels for GPUs need it"))
         else:
@@ -70,7 +69,10 @@ def _compiler() -> Finding:
     if path is not None:
         return Finding("C++ compiler", "ok", path)
     return Finding(
-        "C++ compiler", "note", f"none of {', '.join(env.compilers())}", "install g++ or clang++: without it all is slower"
+        "C++ compiler",
+        "note",
+        f"none of {', '.join(env.compilers())}",
+        "install g++ or clang++: without it all is slower",
     )
 
 
@@ -130,7 +132,9 @@ def _entry_point() -> Finding:
     if registered:
         return Finding("torch.compile backend", "ok", f'backend="sparvar" is {registered[0].value}')
     return Finding(
-        "torch.compile backend", "note", 'backend="sparvar" is not registered',
+        "torch.compile backend",
+        "note",
+        'backend="sparvar" is not registered',
         "pip install the package (pip install -e . in a clone); sparvar.compile(model) works without",
     )
 
@@ -198,6 +202,8 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         screen = output()
         for table in _tables(findings):
             screen.print(table)
-        screen.print(f"[bold red]broken: {', '.join(broken)}[/]" if broken else "[green]everything the demo needs is here[/]")
+        screen.print(
+            f"[bold red]broken: {', '.join(broken)}[/]" if broken else "[green]everything the demo needs is here[/]"
+        )
     if broken:
         raise typer.Exit(FAILED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,12 +49,23 @@ def load_model(source: str, weights: Path | None = None) -> tuple[nn.Module, Gen
         public = ", ".join(entry for entry in vars(module) if not entry.startswith("_")) or "nothing"
         raise OptionError(message(f"MODEL {source}", f"name something in {place}", name, f"it has {public}"))
     factory = getattr(module, name)
-    made = factory if isinstance(factory, nn.Module) or not callable(factory) else factory()
+    made = factory if isinstance(factory, nn.Module) or not callable(factory) else _call(source, factory)
     model, generate = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module) or not (generate is None or callable(generate)):
         must = "give a torch.nn.Module, or (module, generate) where generate(module) runs one generation"
         raise OptionError(message(f"MODEL {source}", must, type(made).__name__))
     return model, generate
+
+
+def _call(source: str, factory: Callable[[], Any]) -> Any:
+    try:
+        signature(factory).bind()
+    except TypeError as error:
+        remedy = "write a function that builds the model as you need it"
+        raise OptionError(message(f"MODEL {source}", "be callable without arguments", error, remedy)) from error
+    except ValueError:  # built into the interpreter, so it tells no signature
+        return factory()
+    return factory()
 
 
 @handled

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sparvar.errors import OptionError, PlanError, PlanWarning, message
-from sparvar.scale_plans import Plan, diff, load_plan, shipped_plans
+from sparvar.scale_plans import Plan, diff, load_plan
 from sparvar.tools.common import FAILED, handled, notes, output, print_json
 
 
@@ -26,7 +26,9 @@ def _facts(plan: Plan) -> dict[str, Any]:
 def _rehash(path: Path) -> Plan:
     if not path.is_file():
         must = "be the path of a plan file"
-        raise OptionError(message("--rehash", must, str(path), "shipped plans are not edited; save a copy and edit that"))
+        raise OptionError(
+            message("--rehash", must, str(path), "shipped plans are not edited; save a copy and edit that")
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PlanWarning)  # the stale digest is what is being mended
         plan = Plan.load(path)
@@ -67,7 +69,7 @@ def inspect(
         second = load_plan(other) if other is not None else None
     except PlanError as error:
         if json:
-            print_json({"ok": False, "source": error.source, "problems": error.problems, "shipped": list(shipped_plans())})
+            print_json({"ok": False, "source": error.source, "problems": error.problems})
             raise typer.Exit(FAILED) from error
         raise
     screen = output()

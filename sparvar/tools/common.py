@@ -23,6 +23,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 FAILED, STOPPED = 1, 130
 
+EXIT_CODES = (
+    "[bold]Exit codes[/]: 0 done; 1 something is wrong and the message says what; 2 the command was written wrongly;"
+    " 130 stopped with Ctrl-C."
+)
+
 
 def output() -> Console:
     """Console for results; made at each use, because tests and pipes replace the streams."""

@@ -87,8 +87,21 @@ def mebibytes(value: int | None) -> str:
     return f"{value / 2**20:.0f} MiB" if value is not None else "not measured"
 
 
-def times(value: float | None) -> str:
-    return f"{value:.2f}x" if value is not None else "-"
+def faster(speedup: float | None) -> str:
+    """``2.50x faster``, or ``1.20x slower`` where it is."""
+    if speedup is None:
+        return "-"
+    return f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
+
+
+def change(before: int | None, after: int | None) -> str:
+    """Relative change in per cent."""
+    return f"{100 * (after / before - 1):+.0f} %" if before and after is not None else "-"
+
+
+def count(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
@@ -96,15 +109,12 @@ def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
     attention, reference = result.attention, result.reference
     assert attention is not None
     dense, sparse = result.peak[reference], result.peak["sparse"]
-    less = f"{100 * (1 - sparse / dense):+.0f} %".replace("+", "-") if dense and sparse is not None else "-"
-    if dense and sparse is not None:
-        less = f"{100 * (sparse / dense - 1):+.0f} %"
     table = [
         (
             "time per image" if name == "eager" else "time per image, dense with Inductor",
             f"{result.median(name):.2f} s",
             f"{result.median('sparse'):.2f} s",
-            f"{times(result.speedup(name).median)} faster",
+            faster(result.speedup(name).median),
         )
         for name in result.settings.baselines
     ]
@@ -114,9 +124,9 @@ def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
             "attention at the sparse scales",
             f"{attention.dense:.2f} s",
             f"{attention.sparse:.2f} s",
-            f"{times(attention.speedup)} faster",
+            faster(attention.speedup),
         ),
-        ("peak memory of one image", mebibytes(dense), mebibytes(sparse), less),
+        ("peak memory of one image", mebibytes(dense), mebibytes(sparse), change(dense, sparse)),
         ("PSNR against dense", "", decibels(psnr_median(result)), "median of the images"),
         ("SSIM against dense", "", f"{ssim_median(result):.3f}", "median of the images"),
         (
@@ -131,7 +141,9 @@ def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
 
 def closing_table(result: DemoResult) -> Table:
     """The one table that a demo ends with."""
-    table = Table(title=f"sparvar demo: {len(result.images)} images, plan {result.plan.name}", title_justify="left")
+    table = Table(
+        title=f"sparvar demo: {count(len(result.images), 'image')}, plan {result.plan.name}", title_justify="left"
+    )
     table.add_column("", style="bold")
     table.add_column("dense", justify="right")
     table.add_column("sparse", justify="right")

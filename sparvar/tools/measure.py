@@ -79,9 +79,7 @@ def timed_generation(
     return Generation(image.cpu(), finished - started, scales, finished - ends[-1])
 
 
-def interleave(
-    variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
-) -> dict[str, list[float]]:
+def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
     """Seconds of every variant, ``rounds`` times each, taken in turns so that drift hits all alike."""
     for run in variants.values():
         for _ in range(warmup):

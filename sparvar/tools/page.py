@@ -12,7 +12,7 @@ from PIL import Image
 
 from sparvar.scale_plans import Plan
 from sparvar.tools.demo import DemoResult
-from sparvar.tools.demo_report import decibels, psnr_median, rows, times
+from sparvar.tools.demo_report import change, count, decibels, faster, psnr_median, rows
 from sparvar.tools.machine import machine
 from sparvar.tools.page_style import STYLE
 from sparvar.tools.picture import GAIN, SCALE_COLOURS, colour_of, overlay, to_array
@@ -42,12 +42,11 @@ def page(result: DemoResult) -> str:
     speed = result.speedup(reference)
     attention = result.attention
     assert attention is not None
-    saved = _memory_change(result)
     cards = [
-        (times(speed.median), "faster per image", f"{result.median(reference):.2f} s to {result.median('sparse'):.2f} s"),
-        (times(attention.speedup), "faster attention", "at the sparse scales"),
+        (faster(speed.median), "per image", f"{result.median(reference):.2f} s to {result.median('sparse'):.2f} s"),
+        (faster(attention.speedup), "attention", "at the sparse scales"),
         (decibels(psnr_median(result)), "PSNR", "against the dense image, same seed"),
-        (saved, "peak memory", "of one image"),
+        (change(result.peak[reference], result.peak["sparse"]), "peak memory", "of one image"),
     ]
     body = "".join(
         (
@@ -75,17 +74,13 @@ def page(result: DemoResult) -> str:
     )
 
 
-def _memory_change(result: DemoResult) -> str:
-    dense, sparse = result.peak[result.reference], result.peak["sparse"]
-    return f"{100 * (sparse / dense - 1):+.0f} %" if dense and sparse is not None else "-"
-
-
 def _lead(result: DemoResult) -> str:
     plan = result.plan
     facts = machine()
     return _escape(
-        f"{len(result.images)} images of 512 by 512 pixels, guidance {result.settings.cfg:g}, plan {plan.name}"
-        f" ({plan.digest[:19]}), {result.settings.runs} timed runs of each image taken in turns, on {facts['cpu']}"
+        f"{count(len(result.images), 'image')} of 512 by 512 pixels, guidance {result.settings.cfg:g}, plan {plan.name}"
+        f" ({plan.digest[:19]}), {count(result.settings.runs, 'timed run')} of each image, dense and sparse in turns,"
+        f" on {facts['cpu']}"
         f" with {facts['threads']} threads, torch {facts['torch']}."
     )
 
@@ -99,7 +94,7 @@ def _images(result: DemoResult) -> str:
         parts.append(_figure(Image.fromarray(to_array(image.dense)), f"{name}: dense"))
         quality = f"sparse, PSNR {decibels(image.psnr_db)}, SSIM {image.ssim:.3f}"
         parts.append(_figure(Image.fromarray(to_array(image.sparse)), quality))
-        parts.append(_figure(Image.fromarray(to_array(difference)), f"difference ×{GAIN}"))
+        parts.append(_figure(Image.fromarray(to_array(difference)), f"difference x{GAIN}"))
         parts.append("</div>")
     return "".join([*parts, "</section>"])
 
@@ -112,7 +107,7 @@ def time_chart(result: DemoResult) -> str:
         name: [*result.scale_medians(name), sorted(result.decode[name])[len(result.decode[name]) // 2]]
         for name in variants
     }
-    labels = [(str(scale), "×".join(map(str, plan.grid(scale)))) for scale in range(1, plan.scales + 1)]
+    labels = [(str(scale), "x".join(map(str, plan.grid(scale)))) for scale in range(1, plan.scales + 1)]
     labels.append(("decode", ""))
     most = max(max(values) for values in series.values())
     step = _nice(most / 4)
@@ -155,7 +150,7 @@ def _nice(value: float) -> float:
 def policy_map(plan: Plan) -> str:
     """Layers by scales: dense, decide or sparse, with the share of pairs that is computed."""
     head = "".join(
-        f"<th>{scale}<small>{'×'.join(map(str, plan.grid(scale)))}</small></th>" for scale in range(1, plan.scales + 1)
+        f"<th>{scale}<small>{'x'.join(map(str, plan.grid(scale)))}</small></th>" for scale in range(1, plan.scales + 1)
     )
     lines = []
     for layer, policy in enumerate(plan.layers):
@@ -200,7 +195,9 @@ def _columns(result: DemoResult) -> str:
             caption = f"{policy}, layer {kept.layer}"
             if policy == "cs4a":
                 caption += f", head {kept.head}"
-            caption += f", {plan.label(kept.scale)}: {len(kept.keys)} of {total} keys ({100 * len(kept.keys) / total:.0f} %)"
+            caption += (
+                f", {plan.label(kept.scale)}: {len(kept.keys)} of {total} keys ({100 * len(kept.keys) / total:.0f} %)"
+            )
             parts.append(_figure(overlay(result.images[0].dense, plan, kept), caption))
         parts.append("</div>")
     return "".join([*parts, "</section>"])
@@ -220,8 +217,8 @@ def _table(result: DemoResult) -> str:
     about = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(_plain(value))}</dd>" for name, value in facts)
     return (
         f'<section><h2>Figures</h2><div class="scroll"><table class="figures">{lines}</table></div>'
-        f'<p class="fine">Speed-ups are medians of pairs of runs. Memory: {_escape(result.peak_method)}. All figures are'
-        f" in report.json.</p><h3>Machine</h3><dl>{about}</dl></section>"
+        f'<p class="fine">Speed-ups are medians of pairs of runs. Memory: {_escape(result.peak_method)}. All figures'
+        f" are in report.json.</p><h3>Machine</h3><dl>{about}</dl></section>"
     )
 
 

@@ -43,8 +43,8 @@ def comparison(images: list[DemoImage]) -> Image.Image:
     height = _HEAD + len(images) * (side + _FOOT) + _GAP // 2
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    head, foot, small = (ImageFont.load_default(size) for size in (24, 18, 18))
-    for column, title in enumerate(("Dense", "Sparse", f"Difference ×{GAIN}")):
+    head, foot = (ImageFont.load_default(size) for size in (24, 18))
+    for column, title in enumerate(("Dense", "Sparse", f"Difference x{GAIN}")):
         draw.text((_GAP + column * (side + _GAP), _HEAD // 2), title, fill=_INK, font=head, anchor="lm")
     for row, image in enumerate(images):
         top = _HEAD + row * (side + _FOOT)
@@ -57,10 +57,7 @@ def comparison(images: list[DemoImage]) -> Image.Image:
         for column, (tensor, caption) in enumerate(zip((image.dense, image.sparse, difference), captions, strict=True)):
             left = _GAP + column * (side + _GAP)
             sheet.paste(Image.fromarray(to_array(tensor)), (left, top))
-            draw.text(
-                (left, top + side + 18), caption, fill=_INK if column == 0 else _SOFT, font=foot if column else small,
-                anchor="lm",
-            )
+            draw.text((left, top + side + 18), caption, fill=_SOFT if column else _INK, font=foot, anchor="lm")
     return sheet
 
 

@@ -73,7 +73,9 @@ class SelfAttention(nn.Module):
         else:
             parts, start = [], 0
             for end in ends:
-                parts.append(F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0))
+                parts.append(
+                    F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0)
+                )
                 start = end
             out = torch.cat(parts, dim=2)
         return self.proj(out.transpose(1, 2).reshape(b, length, width))

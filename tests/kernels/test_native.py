@@ -67,7 +67,7 @@ def attend() -> torch.Tensor:
 
 def test_auto_warns_once_and_runs_torch_ops(no_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARVAR_CPU_KERNELS", "auto")
-    with pytest.warns(SparvarWarning, match="no-such-compiler: not found; install a C.. compiler|SPARVAR_CXX"):
+    with pytest.warns(SparvarWarning, match=r"no-such-compiler: not found; install a C"):
         out = attend()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -79,7 +79,7 @@ def test_auto_warns_once_and_runs_torch_ops(no_compiler: None, monkeypatch: pyte
 
 def test_native_raises_without_a_compiler(no_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARVAR_CPU_KERNELS", "native")
-    with pytest.raises(KernelError, match="find a working C.. compiler.*no-such-compiler.*SPARVAR_CPU_KERNELS=portable"):
+    with pytest.raises(KernelError, match=r"find a working C.* compiler.*no-such-compiler.*=portable"):
         attend()
     assert not kernels.native_status().usable  # doctor never raises
 
@@ -146,12 +146,12 @@ def test_parallel_processes_share_one_build(tmp_path: Path) -> None:
     assert library.stat().st_size > 1000, "a damaged library is built again"
 
 
-OTHER_WIDTHS = [["-mavx2", "-mfma", "-mno-avx512f"], ["-mno-avx", "-mno-avx2", "-mno-avx512f"]]
+OTHER_WIDTHS = [(["-mno-avx512f"], "avx2"), (["-mno-avx"], "generic")]
 
 
 @needs_compiler
 @pytest.mark.skipif(kernels.native_status().isa not in ("avx512", "avx2"), reason="flags of x86 machines")
-@pytest.mark.parametrize(("flags", "isa"), zip(OTHER_WIDTHS, ["avx2", "generic"], strict=True))
+@pytest.mark.parametrize(("flags", "isa"), OTHER_WIDTHS)
 def test_narrower_vectors_give_the_same(
     flags: list[str], isa: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -179,10 +179,12 @@ def test_a_forked_child_computes() -> None:
         torch.set_num_threads(2)
         inputs = [torch.randn(1, 4, 300, 64) for _ in range(3)]
         before = kernels.attention_stats(*inputs, 0.125)[0]
+        expected = bytes(before.transpose(1, 2).numpy())
         child = os.fork()
         if child == 0:
-            same = all(torch.equal(kernels.attention_stats(*inputs, 0.125)[0], before) for _ in range(3))
-            os._exit(0 if same else 1)
+            # torch's own parallel ops would hang here: compare bytes
+            outs = [kernels.attention_stats(*inputs, 0.125)[0] for _ in range(3)]
+            os._exit(0 if all(bytes(x.transpose(1, 2).numpy()) == expected for x in outs) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert torch.equal(kernels.attention_stats(*inputs, 0.125)[0], before)
         print("done")
@@ -192,20 +194,19 @@ def test_a_forked_child_computes() -> None:
 
 @needs_compiler
 def test_exp2_is_within_two_ulp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One query, keys that are the exponents: with scale = ln 2 the column sums are 2^x."""
+    """One query, keys that are the exponents: with scale = ln 2 the column sums are 2^x (idle lanes add < 2^-122)."""
     monkeypatch.setenv("SPARVAR_CPU_KERNELS", "native")
     scale = math.log(2)
     factor = torch.tensor(scale) * torch.tensor(1.4426950408889634)
     assert float(factor) == 1.0, "the kernel's scale times log2(e) rounds to one"
-    exponents = -torch.cat((torch.rand(60000) * 126, torch.arange(127.0), torch.rand(5000) * 1e-3))
+    exponents = -torch.cat((torch.rand(60000) * 90, torch.arange(91.0), torch.rand(5000) * 1e-3))
     k = torch.zeros(1, 1, len(exponents), 8)
     k[..., 0] = exponents
     q = torch.ones(1, 1, 1, 8)
     sums = kernels.column_sums(q, k, torch.zeros(1, 1, 1), scale, 1, 1, 1, 1)[0, 0, 0].double()
     exact = torch.exp2(exponents.double())
     ulp = torch.exp2(torch.floor(exponents.double())) * 2.0**-23
-    idle_lanes = 15 * 2.0**-126
-    assert float(((sums - exact).abs() - idle_lanes).div(ulp).max()) <= 2.0
+    assert float((sums - exact).abs().div(ulp).max()) <= 2.0
 
 
 def test_cpu_features_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

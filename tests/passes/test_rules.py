@@ -110,7 +110,11 @@ def test_cat_that_is_no_append_is_refused() -> None:
 def test_dump_writes_numbered_graphs(tmp_path: pytest.TempPathFactory) -> None:
     run_passes(captured(plain), CONTEXT, dump=tmp_path)  # type: ignore[arg-type]
     names = sorted(path.name for path in tmp_path.iterdir())  # type: ignore[attr-defined]
-    assert names == ["scale03-sparse-0-captured.txt", "scale03-sparse-1-kv_cache.txt", "scale03-sparse-3-site_sparse.txt"]
+    assert names == [
+        "scale03-sparse-0-captured.txt",
+        "scale03-sparse-1-kv_cache.txt",
+        "scale03-sparse-3-site_sparse.txt",
+    ]
 
 
 def test_uuid_changes_with_the_rules() -> None:

@@ -45,7 +45,7 @@ def test_data_is_split_for_good_and_crops_repeat(photos: Path) -> None:
 
 
 def test_missing_data(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="one folder of .jpg photographs per class"):
+    with pytest.raises(FileNotFoundError, match=r"one folder of \.jpg photographs per class"):
         load_photos(tmp_path, 32)
 
 

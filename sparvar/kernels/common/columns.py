@@ -73,13 +73,13 @@ def window_boxes(
         per_scale.append([(*head, *box) for box in _boxes_of_scale(schedule, target, tile, scale, window)])
     tiles = axis_tiles(heights[target - 1], tile[0]) * axis_tiles(widths[target - 1], tile[1])
     with torch.inference_mode(False):
-        return torch.tensor([list(boxes) for boxes in zip(*per_scale, strict=True)] or [[]] * tiles,
-                            dtype=torch.int32).reshape(tiles, len(windows), 6)
+        rows = [list(boxes) for boxes in zip(*per_scale, strict=True)] or [[]] * tiles
+        return torch.tensor(rows, dtype=torch.int32, device="cpu").reshape(tiles, len(windows), 6)
 
 
 def mask_boxes(boxes: Tensor, total: int, sinks: int) -> Tensor:
     """Return a mask, bool [G, total] on the CPU, of the first `sinks` keys and the rectangles of every tile."""
-    mask = torch.zeros(boxes.shape[0], total, dtype=torch.bool)
+    mask = torch.zeros(boxes.shape[0], total, dtype=torch.bool, device="cpu")
     mask[:, :sinks] = True
     for row, rectangles in zip(mask, boxes.tolist(), strict=True):
         for base, width, y0, y1, x0, x1 in rectangles:

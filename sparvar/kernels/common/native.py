@@ -194,7 +194,6 @@ class _Choice:
 
     asked: str | None = None
     loaded: _Loaded | None = None
-    reason: str = ""
 
 
 def _resolve() -> tuple[_Loaded | None, str]:
@@ -205,7 +204,7 @@ def _resolve() -> tuple[_Loaded | None, str]:
         return _Choice.loaded, ""
     with _lock:
         loaded, reason = _build(tuple(env.compilers()), str(env.cache_dir()))
-        _Choice.loaded, _Choice.reason, _Choice.asked = loaded, reason, asked
+        _Choice.loaded, _Choice.asked = loaded, asked
     return loaded, reason
 
 

@@ -29,7 +29,7 @@ def _adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
     check_inference("kv_adopt", previous)
     serial, claim, whole = buffers.adopt(previous, capacity, dim)
     with torch.inference_mode(False):
-        token = torch.tensor([serial, claim], dtype=torch.int64)
+        token = torch.tensor([serial, claim], dtype=torch.int64, device="cpu")
     token._sparvar_buffer = whole  # type: ignore[attr-defined]  # alive until the token goes
     return token
 

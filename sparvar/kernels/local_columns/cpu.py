@@ -21,8 +21,8 @@ def run(
     """Return indices int32 [1, 1, G, capacity] and counts int32 [1, 1, G]."""
     boxes = window_boxes(schedule, target, tile, windows)
     tiles = boxes.shape[0]
-    indices = torch.empty((1, 1, tiles, capacity), dtype=torch.int32)
-    counts = torch.empty((1, 1, tiles), dtype=torch.int32)
+    indices = torch.empty((1, 1, tiles, capacity), dtype=torch.int32, device="cpu")
+    counts = torch.empty((1, 1, tiles), dtype=torch.int32, device="cpu")
     call(
         "sparvar_union",
         (

@@ -69,7 +69,7 @@ def key_spans(schedule: Schedule, source_scale: int, target_scale: int, index_ma
         columns = axis_spans(widths[scale - 1], widths[to - 1], index_map)
         spans += [(base + y * width + x, dy, dx, width) for y, dy in rows for x, dx in columns]
     with torch.inference_mode(False):
-        return torch.tensor(spans, dtype=torch.int32).reshape(len(spans), 4)
+        return torch.tensor(spans, dtype=torch.int32, device="cpu").reshape(len(spans), 4)
 
 
 @lru_cache(maxsize=256)
@@ -84,7 +84,8 @@ def source_tiles(source_grid: tuple[int, int], target_grid: tuple[int, int], til
         axes.append([(2 * g + 1) * count_source // (2 * count) for g in range(count)])
     across = axis_tiles(source_grid[1], tile[1])
     with torch.inference_mode(False):
-        return torch.tensor([y * across + x for y in axes[0] for x in axes[1]], dtype=torch.int32)
+        tiles = [y * across + x for y in axes[0] for x in axes[1]]
+        return torch.tensor(tiles, dtype=torch.int32, device="cpu")
 
 
 @lru_cache(maxsize=256)

@@ -55,9 +55,7 @@ class KvCacheRule:
         ops = torch.ops.sparvar
         with graph.inserting_before(node):
             token = graph.call_function(ops.kv_adopt.default, (previous, context.capacity, dim))
-            view = graph.call_function(
-                ops.kv_extend.default, (new, token, old.shape[dim], context.capacity, dim)
-            )
+            view = graph.call_function(ops.kv_extend.default, (new, token, old.shape[dim], context.capacity, dim))
         view.meta["example_value"] = grown
         node.replace_all_uses_with(view)
         graph.erase_node(node)

@@ -85,7 +85,9 @@ def main(
     train, held = split_photos(load_photos(data, model.tokenizer.image_side))
     references = thumbnails(train)
     drawn = torch.cat([nearest(images, references) for images in rows.values()])
-    middle = [pixels[:, :, (pixels.shape[2] - pixels.shape[1]) // 2 :][:, :, : pixels.shape[1]] for pixels in held.pixels]
+    middle = [
+        pixels[:, :, (pixels.shape[2] - pixels.shape[1]) // 2 :][:, :, : pixels.shape[1]] for pixels in held.pixels
+    ]
     real = nearest(torch.stack([crop.float() / 255 for crop in middle]), references)
     figures = {
         "samples": len(drawn),
@@ -97,9 +99,7 @@ def main(
         "held_out_above_0.95": (real > 0.95).float().mean().item(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        out / "contact-sheet.jpg", lambda path: contact_sheet(rows).save(path, format="JPEG", quality=88)
-    )
+    write_atomically(out / "contact-sheet.jpg", lambda path: contact_sheet(rows).save(path, format="JPEG", quality=88))
     text = json.dumps(figures, indent=2)
     write_atomically(out / "memorisation.json", lambda path: path.write_text(text + "\n"))
     typer.echo(text)

@@ -105,10 +105,7 @@ def random_crops(
     for _ in range(batch):
         draw = torch.rand(6, generator=generator).tolist()
         # Half by class, half by photograph: rare classes are seen more, but not tenfold.
-        if draw[0] < 0.5:
-            pool = by_class[order[int(draw[1] * len(order))]]
-        else:
-            pool = list(range(len(photos)))
+        pool = by_class[order[int(draw[1] * len(order))]] if draw[0] < 0.5 else list(range(len(photos)))
         index = pool[int(draw[2] * len(pool))]
         pixels = photos.pixels[index]
         size = round(pixels.shape[1] * (zoom + (1 - zoom) * draw[3] ** 0.5))

@@ -64,11 +64,13 @@ def train_decoder(
         with torch.autocast("cpu", torch.bfloat16):
             out = tokenizer.decoder(total)
         out = linear + out.float()
-        return F.mse_loss(out, target) + 0.05 * F.l1_loss(out.diff(dim=-1), target.diff(dim=-1)) + 0.05 * F.l1_loss(
-            out.diff(dim=-2), target.diff(dim=-2)
+        return (
+            F.mse_loss(out, target)
+            + 0.05 * F.l1_loss(out.diff(dim=-1), target.diff(dim=-1))
+            + 0.05 * F.l1_loss(out.diff(dim=-2), target.diff(dim=-2))
         )
 
-    tokenizer.decoder.to(memory_format=torch.channels_last)
+    tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = run_loop(replace(config, folder=folder), tokenizer.decoder, loss_of, evaluate)
     tokenizer.decoder.load_state_dict(average.state_dict())
     return evaluate(tokenizer.decoder)

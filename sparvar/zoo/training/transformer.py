@@ -29,9 +29,22 @@ class Stage:
 
 
 STAGES = (
-    Stage(7, 16, LoopConfig("scales07", Path("."), steps=2200, rate=8e-4, final=0.3, seed=11), weigh_from=762),
-    Stage(10, 6, LoopConfig("scales10", Path("."), steps=450, rate=4e-4, final=0.3, warmup=30, ema=0.995, seed=12, evaluate_every=150)),
-    Stage(13, 2, LoopConfig("scales13", Path("."), steps=200, rate=2e-4, final=0.05, warmup=10, seed=13, evaluate_every=50, ema=0.99)),
+    Stage(
+        7,
+        16,
+        LoopConfig("scales07", Path("."), steps=2200, stop_at=1500, rate=8e-4, final=0.3, seed=11),
+        weigh_from=762,
+    ),
+    Stage(
+        10,
+        6,
+        LoopConfig("scales10", Path("."), 300, rate=4e-4, final=0.3, warmup=30, ema=0.99, seed=12, evaluate_every=100),
+    ),
+    Stage(
+        13,
+        2,
+        LoopConfig("scales13", Path("."), 120, rate=2e-4, final=0.05, warmup=10, ema=0.97, seed=13, evaluate_every=60),
+    ),
 )
 
 

@@ -1,0 +1,161 @@
+"""Choose the shipped plan of the landscape model by measurement.
+
+``python benchmarks/sweep_landscape.py --out benchmarks/results/sweep-landscape-<device>.json``
+
+Every candidate generates the same seeds as the dense model; PSNR, SSIM and the seconds of a generation are kept. The
+seeds and classes used here are not those of ``sparvar bench generate``, which judges the choice. Candidates share
+their compiled graphs, so that each costs a few generations and no compilation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import track
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+import sparvar
+from sparvar.scale_plans import Plan, dense_plan
+from sparvar.zoo import LandscapeVAR, landscape
+
+SEEDS = ((1000, "mountain"), (1001, "sea"), (1002, "fields"), (1003, "snow"))
+GRIDS = {9: 24, 10: 32, 11: 40, 12: 48, 13: 64}
+
+
+def base_plan(model: LandscapeVAR) -> Plan:
+    """The all-dense plan that candidates are made from."""
+    return dense_plan(
+        [(side, side) for side in model.sides],
+        [f"blocks.{i}.attn" for i in range(len(model.blocks))],
+        heads=model.heads,
+        head_dim=64,
+        family="landscape",
+        name="landscape",
+        fingerprint=sparvar.fingerprint(model),
+    )
+
+
+def csla_table(windows: dict[int, int], first: int) -> dict[int, Any]:
+    """CSLA entries for the scales from ``first`` on: ``windows`` per historical scale, as far as it exists."""
+    return {k: {"windows": {h: w for h, w in windows.items() if h <= k}} for k in range(first, 14)}
+
+
+def candidate(base: Plan, choice: dict[str, Any]) -> Plan:
+    """The plan of one choice: the layers in ``cs4a`` decide and map, the others are local."""
+    layers = ["cs4a" if i in choice["cs4a_layers"] else "csla" for i in range(len(base.layers))]
+    decision = choice["decision"] if choice["cs4a_layers"] else None
+    budgets = {
+        k: {"budget": choice["budget"], "window": choice["window"]}
+        for k in range(choice["decision"] + 1, 14)
+        if choice["cs4a_layers"]
+    }
+    return base.replace(
+        layers=layers,
+        decision_scale=decision,
+        cs4a=budgets,
+        csla=csla_table(choice["windows"], choice["first"]) if "csla" in layers else {},
+        sink_scales=choice.get("sinks", 5),
+        tile=choice.get("tile", [8, 16]),
+        index_map=choice.get("index_map", "relative"),
+        output_correction=choice.get("correction", False),
+        column_sum_stride=choice.get("stride", 1),
+    )
+
+
+def choices() -> Iterator[dict[str, Any]]:
+    """What is tried: split of layers, decision scale, budget, windows, first local scale."""
+    small = {8: 1, 9: 1, 10: 3, 11: 3, 12: 5, 13: 7}
+    middle = {8: 3, 9: 3, 10: 3, 11: 5, 12: 7, 13: 9}
+    large = {8: 3, 9: 5, 10: 5, 11: 7, 12: 9, 13: 11}
+    huge = {7: 5, 8: 5, 9: 7, 10: 7, 11: 9, 12: 11, 13: 15}
+    common = {"decision": 10, "budget": 0.1, "window": 7}
+    for windows, first in itertools.product((small, middle, large, huge), (9, 10, 11, 12)):
+        yield {**common, "cs4a_layers": [], "windows": windows, "first": first}
+    for count, decision, budget in itertools.product((1, 2, 3, 6), (10, 11), (0.05, 0.1, 0.2)):
+        chosen = {"cs4a_layers": list(range(count)), "decision": decision, "budget": budget, "window": 7}
+        yield {**chosen, "windows": middle, "first": 10}
+    for change in (
+        {"index_map": "footprint"},
+        {"index_map": "identity"},
+        {"correction": True},
+        {"window": 0},
+        {"window": 11},
+        {"tile": [8, 8]},
+        {"stride": 2},
+    ):
+        yield {
+            "cs4a_layers": [0, 1],
+            "decision": 10,
+            "budget": 0.1,
+            "window": 7,
+            "windows": middle,
+            "first": 10,
+            **change,
+        }
+
+
+def measure(model: LandscapeVAR, references: list[torch.Tensor], cfg: float) -> dict[str, Any]:
+    """PSNR (dB), SSIM and seconds of a generation over the seeds."""
+    ratios, similarities, seconds = [], [], []
+    for (seed, label), reference in zip(SEEDS, references, strict=True):
+        started = time.perf_counter()
+        image = model.generate([label], seed=seed, cfg=cfg)
+        seconds.append(time.perf_counter() - started)
+        error = (image - reference).square().mean().item()
+        ratios.append(-10 * torch.tensor(max(error, 1e-10)).log10().item())
+        similarities.append(float(ssim(image, reference, data_range=1.0)))
+    return {
+        "psnr_db": statistics.mean(ratios),
+        "psnr_db_min": min(ratios),
+        "ssim": statistics.mean(similarities),
+        "seconds": statistics.median(seconds),
+    }
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="JSON of all candidates.")],
+    cfg: Annotated[float, typer.Option(help="Guidance.")] = 2.0,
+    weights: Annotated[Path | None, typer.Option(help="Folder of other weights.")] = None,
+    only: Annotated[Path | None, typer.Option(help="JSON list of choices instead of the built-in ones.")] = None,
+    inner: Annotated[str, typer.Option(help="Inner compiler.")] = "eager",
+) -> None:
+    """Measure every candidate and print the best trade-offs."""
+    model = landscape(weights)
+    base = base_plan(model)
+    model.generate([SEEDS[0][1]], seed=0, cfg=cfg)
+    references, dense = [], []
+    for seed, label in SEEDS:
+        started = time.perf_counter()
+        references.append(model.generate([label], seed=seed, cfg=cfg))
+        dense.append(time.perf_counter() - started)
+    tried = list(choices()) if only is None else json.loads(only.read_text())
+    rows = []
+    for choice in track(tried, "candidates"):
+        windows = {int(scale): side for scale, side in choice["windows"].items()}
+        plan = candidate(base, {**choice, "windows": windows})
+        sparvar.compile(model, plan, inner=inner)
+        rows.append({**choice, "cost": plan.cost(), "digest": plan.digest, **measure(model, references, cfg)})
+        sparvar.detach(model)
+    rows.sort(key=lambda row: row["seconds"])
+    result = {"seeds": SEEDS, "cfg": cfg, "dense_seconds": statistics.median(dense), "candidates": rows}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    best = -1.0
+    print(f"dense {result['dense_seconds']:.2f} s")
+    for row in rows:
+        if row["psnr_db"] > best:
+            best = row["psnr_db"]
+            shown = {key: row[key] for key in row if key not in ("digest", "psnr_db_min")}
+            print(json.dumps(shown))
+
+
+if __name__ == "__main__":
+    typer.run(main)
