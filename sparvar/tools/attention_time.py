@@ -1,4 +1,4 @@
-"""Time spent in attention, read from one profiled generation.
+"""Time spent in attention, read from profiled generations.
 
 The profiler sees every op with its own name whatever compiled it: ``aten::scaled_dot_product_attention`` in the
 model's own code, ``sparvar::site_decide`` and ``sparvar::site_sparse`` in the rewritten graphs. The site ops include
@@ -87,10 +87,14 @@ def _seconds(generate: Callable[[], object], names: tuple[str, ...], device: tor
     return {name: [spent for _, spent in sorted(events)] for name, events in found.items()}
 
 
+def _quicker(one: list[float], other: list[float]) -> list[float]:
+    return [min(pair) for pair in zip(one, other, strict=False)]
+
+
 def attention_time(
     plan: Plan, dense: Callable[[], object], sparse: Callable[[], object], device: torch.device
 ) -> AttentionTime:
-    """Profile one dense and one sparse generation.
+    """Profile two dense and two sparse generations, in turns.
 
     Raises:
         CaptureError: the generations do not call attention once per scale and layer, as the plan says.
@@ -99,6 +103,10 @@ def attention_time(
     kinds = [plan.kind(scale, layer) for scale, layer in pairs]
     own = _seconds(dense, (DENSE,), device)[DENSE]
     ours = _seconds(sparse, tuple(SITES.values()), device)
+    # Once more in turns, and the quicker time of each call: a disturbance then has to hit the same call twice.
+    own = _quicker(own, _seconds(dense, (DENSE,), device)[DENSE])
+    again = _seconds(sparse, tuple(SITES.values()), device)
+    ours = {name: _quicker(ours[name], again[name]) for name in ours}
     for name, got, expected in [
         (DENSE, len(own), len(pairs)),
         *((op, len(ours[op]), kinds.count(kind)) for kind, op in SITES.items()),  # type: ignore[arg-type]

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 import sparvar
-from sparvar.backend import attachment_of
 from sparvar.scale_plans import Plan
 from sparvar.tools.attention_time import AttentionTime, attention_time
 from sparvar.tools.kept_columns import AttentionRecorder, KeptColumns, drawn_layers, kept_columns
@@ -110,7 +109,7 @@ class Progress:
 def generations(settings: DemoSettings) -> int:
     """How many generations a demo makes, for its progress bar."""
     variants = 1 + len(settings.baselines)
-    return variants * (2 + len(settings.classes) * settings.runs) + 2
+    return variants * (2 + len(settings.classes) * settings.runs) + 4
 
 
 class Demo:
@@ -122,7 +121,7 @@ class Demo:
         if "inductor" in settings.baselines:
             self.models["inductor"] = inductor_dense(model)
         self.models["eager"] = self.models["sparse"] = sparvar.compile(model, plan=plan, inner=settings.inner)
-        attachment = attachment_of(model)
+        attachment = sparvar.backend.attachment_of(model)
         assert attachment is not None
         self.attachment = attachment
         self.result = DemoResult(settings, attachment.plan, model.start.device)

@@ -32,7 +32,7 @@ STAGES = (
     Stage(
         7,
         16,
-        LoopConfig("scales07", Path("."), steps=2200, stop_at=1500, rate=8e-4, final=0.3, seed=11),
+        LoopConfig("scales07", Path("."), steps=2200, stop_at=1650, rate=8e-4, final=0.3, seed=11),
         weigh_from=762,
     ),
     Stage(
