@@ -34,6 +34,7 @@ def save_landscape(model: LandscapeVAR, folder: Path, figures: dict[str, Any] | 
     temporary = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary)
+        os.chmod(temporary, 0o644)
         checksum = _checksum(temporary)
         os.replace(temporary, weights)
     finally:

@@ -61,7 +61,9 @@ def test_sparse_site_without_a_decision() -> None:
     previous = enter(SiteContext(session(), layer=1, scale=5))
     q = torch.zeros(1, 2, 36, 64)
     try:
-        with pytest.raises(SessionError, match="have column indices from decision scale 4, got none; generate from the"):
+        with pytest.raises(
+            SessionError, match="have column indices from decision scale 4, got none; generate from the"
+        ):
             site_sparse(q, q, q, 1.0)
     finally:
         leave(previous)
