@@ -47,6 +47,7 @@ class GraphContext:
         tokens: queries N of this scale.
         keys: keys T of this scale, prefix included.
         capacity: keys of the last scale, prefix included: size of the KV buffer.
+        inner: compiler of the rewritten graph.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class GraphContext:
     tokens: int
     keys: int
     capacity: int
+    inner: str = "eager"
 
 
 class Rule(Protocol):

@@ -84,7 +84,7 @@ def default_plan(
         name=name,
     )
     scales = plan.scales
-    note = "made by rule, not calibrated: run `sparvar calibrate` for measured choices"
+    note = "made by rule, not calibrated: measure it before you trust it"
     if scales == 1:
         return plan.replace(provenance=Provenance(note=f"one scale only, all dense; {note}"))
     decision = max(1, scales - SPARSE_SCALES)

@@ -64,7 +64,7 @@ def run(settings: GenerateSettings, say: Callable[[str], None]) -> dict[str, Any
         for variant, model in models.items():
             say(f"{variant}: seed {seed}")
             timed[variant].append(timed_generation(model, CLASSES[seed % len(CLASSES)], seed, settings.cfg))
-    attachment = sparvar.backend.attachment_of(models["sparse"])
+    attachment = sparvar.attachment_of(models["sparse"])
     assert attachment is not None and attachment.last is not None
     plan = attachment.plan
     seconds = {variant: [one.seconds for one in many] for variant, many in timed.items()}
@@ -139,7 +139,7 @@ def outside_kernels(model: Any, cfg: float) -> dict[str, float]:
     single token, so the median time of a call there bounds that work from above; times the number of calls, plus the
     time that the session counts for selecting and mapping indices, over the whole generation.
     """
-    attachment = sparvar.backend.attachment_of(model)
+    attachment = sparvar.attachment_of(model)
     assert attachment is not None
     calls: list[float] = []
     original = attachment.call

@@ -121,7 +121,7 @@ class Demo:
         if "inductor" in settings.baselines:
             self.models["inductor"] = inductor_dense(model)
         self.models["eager"] = self.models["sparse"] = sparvar.compile(model, plan=plan, inner=settings.inner)
-        attachment = sparvar.backend.attachment_of(model)
+        attachment = sparvar.attachment_of(model)
         assert attachment is not None
         self.attachment = attachment
         self.result = DemoResult(settings, attachment.plan, model.start.device)

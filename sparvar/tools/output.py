@@ -48,4 +48,4 @@ def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
         OutputError: one could not be written; those before it are whole, it and those after it are as they were.
     """
     for name, data in files.items():
-        sparvar.scale_plans.files.write_whole(folder / name, data)
+        sparvar.scale_plans.write_whole(folder / name, data)

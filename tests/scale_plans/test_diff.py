@@ -29,7 +29,7 @@ window 5 at scale 12, window 7 at scale 13)
 thresholds.tau: null -> 0.4
 measured.psnr_db: absent -> 33.5
 provenance.calibrated: false -> true
-provenance.note: made by rule, not calibrated: run `sparvar calibrate` for measured choices -> two\\nlines
+provenance.note: made by rule, not calibrated: measure it before you trust it -> two\\nlines
 provenance.details.prompts: absent -> 50"""
 
 

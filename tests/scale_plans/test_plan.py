@@ -39,7 +39,7 @@ dense layers: 0-1
 cs4a layers: 2-6
 csla layers: 7-9
 attention kept: 49.1 % of dense multiply-adds (estimate)
-note: made by rule, not calibrated: run `sparvar calibrate` for measured choices"""
+note: made by rule, not calibrated: measure it before you trust it"""
 
 
 def test_table() -> None:

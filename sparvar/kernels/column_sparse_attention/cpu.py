@@ -12,8 +12,17 @@ __all__ = ["run"]
 
 
 def run(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, scale: float,
-    grid_h: int, grid_w: int, tile_h: int, tile_w: int, correction: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    scale: float,
+    grid_h: int,
+    grid_w: int,
+    tile_h: int,
+    tile_w: int,
+    correction: Tensor | None,
 ) -> Tensor:
     """Return [B, H, N, D] in the dtype of q. Arithmetic in fp32."""
     q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
@@ -27,11 +36,29 @@ def run(
     call(
         "sparvar_attention",
         (
-            *operand(q), *operand(k), *operand(v), *operand(out), *operand(correction),
-            batch, heads, k.shape[2], dim, DTYPE_CODES[q.dtype], DTYPE_CODES[extra_dtype],
-            grid_h, grid_w, tile_h, tile_w, 1,
-            *shared(indices), *shared(counts), indices.shape[3],
-            0, 0, torch.get_num_threads(), float(scale),
+            *operand(q),
+            *operand(k),
+            *operand(v),
+            *operand(out),
+            *operand(correction),
+            batch,
+            heads,
+            k.shape[2],
+            dim,
+            DTYPE_CODES[q.dtype],
+            DTYPE_CODES[extra_dtype],
+            grid_h,
+            grid_w,
+            tile_h,
+            tile_w,
+            1,
+            *shared(indices),
+            *shared(counts),
+            indices.shape[3],
+            0,
+            0,
+            torch.get_num_threads(),
+            float(scale),
         ),
         reports=True,
     )

@@ -22,8 +22,16 @@ __all__ = ["column_sparse_attention"]
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor,
-    grid_h: int, grid_w: int, tile_h: int, tile_w: int, correction: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    grid_h: int,
+    grid_w: int,
+    tile_h: int,
+    tile_w: int,
+    correction: Tensor | None,
 ) -> None:
     check_attention(q, k, v)
     check_geometry(q, grid_h, grid_w, tile_h, tile_w)
@@ -40,8 +48,17 @@ def _check(
 
 
 def _run(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, scale: float,
-    grid_h: int, grid_w: int, tile_h: int, tile_w: int, correction: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    scale: float,
+    grid_h: int,
+    grid_w: int,
+    tile_h: int,
+    tile_w: int,
+    correction: Tensor | None = None,
 ) -> Tensor:
     _check(q, k, v, indices, counts, grid_h, grid_w, tile_h, tile_w, correction)
     check_inference("column_sparse_attention", q, k, v, correction)
@@ -51,8 +68,17 @@ def _run(
 
 
 def _fake(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, scale: float,
-    grid_h: int, grid_w: int, tile_h: int, tile_w: int, correction: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    scale: float,
+    grid_h: int,
+    grid_w: int,
+    tile_h: int,
+    tile_w: int,
+    correction: Tensor | None = None,
 ) -> Tensor:
     _check(q, k, v, indices, counts, grid_h, grid_w, tile_h, tile_w, correction)
     return attention_output(q)
@@ -67,8 +93,17 @@ _op = define(
 
 
 def column_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, scale: float,
-    grid_h: int, grid_w: int, tile_h: int, tile_w: int, correction: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    scale: float,
+    grid_h: int,
+    grid_w: int,
+    tile_h: int,
+    tile_w: int,
+    correction: Tensor | None = None,
 ) -> Tensor:
     """Return attention in which every query tile sees only its kept columns.
 

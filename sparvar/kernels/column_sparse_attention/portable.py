@@ -29,8 +29,17 @@ def _check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:
 
 
 def run(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, scale: float,
-    grid_h: int, grid_w: int, tile_h: int, tile_w: int, correction: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    scale: float,
+    grid_h: int,
+    grid_w: int,
+    tile_h: int,
+    tile_w: int,
+    correction: Tensor | None,
 ) -> Tensor:
     """Return [B, H, N, D] in the dtype of q. Arithmetic in fp32, or float64 for float64 inputs."""
     _check_lists(indices, counts, k.shape[2])

@@ -9,8 +9,17 @@ __all__ = ["run"]
 
 
 def run(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, scale: float,
-    grid_h: int, grid_w: int, tile_h: int, tile_w: int, correction: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    scale: float,
+    grid_h: int,
+    grid_w: int,
+    tile_h: int,
+    tile_w: int,
+    correction: Tensor | None = None,
 ) -> Tensor:
     """Return [B, H, N, D] in the dtype of q."""
     batch, heads, queries, _ = q.shape

@@ -22,10 +22,22 @@ def run(
     call(
         "sparvar_column_sums",
         (
-            *operand(q), *operand(k),
-            batch, heads, k.shape[2], dim, DTYPE_CODES[q.dtype],
-            grid_h, grid_w, tile_h, tile_w, stride,
-            lse.data_ptr(), sums.data_ptr(), torch.get_num_threads(), float(scale),
+            *operand(q),
+            *operand(k),
+            batch,
+            heads,
+            k.shape[2],
+            dim,
+            DTYPE_CODES[q.dtype],
+            grid_h,
+            grid_w,
+            tile_h,
+            tile_w,
+            stride,
+            lse.data_ptr(),
+            sums.data_ptr(),
+            torch.get_num_threads(),
+            float(scale),
         ),
     )
     return sums

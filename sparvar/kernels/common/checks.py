@@ -94,8 +94,9 @@ def check_columns(indices: Tensor, counts: Tensor, batch: int, heads: int, tiles
         if tensor.device != device:
             raise fail(name, f"be on {device}", tensor.device)
     if counts.dim() != 3 or any(counts.shape[i] != indices.shape[i] for i in range(3)):
-        raise fail("counts", f"be the shape of indices without its last dimension, {list(indices.shape[:3])}",
-                   _shape(counts))
+        raise fail(
+            "counts", f"be the shape of indices without its last dimension, {list(indices.shape[:3])}", _shape(counts)
+        )
     for axis, (name, size) in enumerate((("batch rows", batch), ("heads", heads))):
         if indices.shape[axis] != 1 and indices.shape[axis] != size:
             raise fail("indices", f"have 1 or {size} {name}", indices.shape[axis])

@@ -29,8 +29,17 @@ __all__ = ["NativeStatus", "implementation", "native_status", "native_symbol", "
 Implementation = Literal["native", "portable"]
 
 SOURCE_DIR = Path(__file__).parent.parent / "native"
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-         "-fPIC", "-shared", "-pthread", "-fvisibility=hidden")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fvisibility=hidden",
+)
 # Tried in order: a compiler that rejects the first spelling may know the second; the last always works.
 ARCHITECTURE_FLAGS: tuple[tuple[str, ...], ...] = (("-march=native",), ("-mcpu=native",), ())
 REMEDY = "install a C++17 compiler (g++ or clang++) or name one in SPARVAR_CXX, or set SPARVAR_CPU_KERNELS=portable"

@@ -61,7 +61,10 @@ def buffer_shape(shape: Sequence[int], capacity: int, dim: int) -> tuple[int, ..
 
 
 def _tensor_of(
-    storage: torch.UntypedStorage, dtype: torch.dtype, device: torch.device, shape: Sequence[int],
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: Sequence[int],
     strides: Sequence[int],
 ) -> Tensor:
     # A tensor of its own on the storage, not a view of an input: custom ops may not return those. Never an inference
@@ -70,9 +73,9 @@ def _tensor_of(
         return torch.empty(0, dtype=dtype, device=device).set_(storage, 0, tuple(shape), tuple(strides))
 
 
-def _register(shape: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device, used: int) -> tuple[
-    _Buffer, Tensor
-]:
+def _register(
+    shape: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device, used: int
+) -> tuple[_Buffer, Tensor]:
     with torch.inference_mode(False), torch.no_grad():
         whole = torch.empty(shape, dtype=dtype, device=device)
     buffer = _Buffer(next(_numbers), StorageWeakRef(whole.untyped_storage()), shape, dim, dtype, device, used)
@@ -124,12 +127,19 @@ def extend(new: Tensor, serial: int, claim: int, length: int, capacity: int, dim
         buffer = _by_serial.get(serial)
         whole = None if buffer is None else buffer.open()
         if buffer is None or whole is None:
-            raise fail("token", "name a buffer that is still held", f"buffer {serial}, which is gone",
-                       "keep the token of kv_adopt until kv_extend has used it")
+            raise fail(
+                "token",
+                "name a buffer that is still held",
+                f"buffer {serial}, which is gone",
+                "keep the token of kv_adopt until kv_extend has used it",
+            )
         shape = buffer_shape(new.shape, capacity, dim)
         if buffer.shape != shape or buffer.dim != dim:
-            raise fail("new", f"fit a buffer {list(buffer.shape)} that grows in dimension {buffer.dim}",
-                       f"{list(new.shape)} with capacity {capacity} in dimension {dim}")
+            raise fail(
+                "new",
+                f"fit a buffer {list(buffer.shape)} that grows in dimension {buffer.dim}",
+                f"{list(new.shape)} with capacity {capacity} in dimension {dim}",
+            )
         if buffer.dtype != new.dtype or buffer.device != new.device:
             raise fail("new", f"be {buffer.dtype} on {buffer.device} as the cache", f"{new.dtype} on {new.device}")
         if length > buffer.used:

@@ -42,8 +42,11 @@ def _adopt_fake(previous: Tensor, capacity: int, dim: int) -> Tensor:
 def _check_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> None:
     named = token.dtype == torch.int64 and token.dim() == 1 and token.shape[0] == 2
     if not named or token.device.type not in ("cpu", "meta"):
-        raise fail("token", "be the token of kv_adopt, int64 [2] on the CPU",
-                   f"{token.dtype} {list(token.shape)} on {token.device}")
+        raise fail(
+            "token",
+            "be the token of kv_adopt, int64 [2] on the CPU",
+            f"{token.dtype} {list(token.shape)} on {token.device}",
+        )
     _check_cache("new", new, length, capacity, dim)
     _check_cache("new", new, length + new.shape[dim], capacity, dim)
 

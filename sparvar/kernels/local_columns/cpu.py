@@ -15,8 +15,12 @@ NO_SOURCE = (0,) * 12
 
 
 def run(
-    schedule: Schedule, target: int, tile: tuple[int, int], windows: tuple[tuple[int, int], ...],
-    sinks: int, capacity: int,
+    schedule: Schedule,
+    target: int,
+    tile: tuple[int, int],
+    windows: tuple[tuple[int, int], ...],
+    sinks: int,
+    capacity: int,
 ) -> tuple[Tensor, Tensor]:
     """Return indices int32 [1, 1, G, capacity] and counts int32 [1, 1, G]."""
     boxes = window_boxes(schedule, target, tile, windows)
@@ -26,9 +30,18 @@ def run(
     call(
         "sparvar_union",
         (
-            1, 1, tiles, scale_offsets(*schedule)[target], sinks,
-            boxes.data_ptr(), len(windows), *NO_SOURCE,
-            indices.data_ptr(), counts.data_ptr(), capacity, torch.get_num_threads(),
+            1,
+            1,
+            tiles,
+            scale_offsets(*schedule)[target],
+            sinks,
+            boxes.data_ptr(),
+            len(windows),
+            *NO_SOURCE,
+            indices.data_ptr(),
+            counts.data_ptr(),
+            capacity,
+            torch.get_num_threads(),
         ),
         reports=True,
     )

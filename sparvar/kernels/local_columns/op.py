@@ -23,8 +23,14 @@ def _active(windows: Sequence[int], sink_scales: int) -> tuple[tuple[int, int], 
 
 
 def _check(
-    heights: Sequence[int], widths: Sequence[int], prefix: int, target_scale: int, tile_h: int, tile_w: int,
-    windows: Sequence[int], sink_scales: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    windows: Sequence[int],
+    sink_scales: int,
 ) -> None:
     check_schedule(heights, widths, prefix, sink_scales, target_scale)
     check_positive(tile_h=tile_h, tile_w=tile_w)
@@ -38,8 +44,14 @@ def _check(
 
 
 def local_capacity(
-    heights: Sequence[int], widths: Sequence[int], prefix: int, target_scale: int, tile_h: int, tile_w: int,
-    windows: Sequence[int], sink_scales: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    windows: Sequence[int],
+    sink_scales: int,
 ) -> int:
     """Return K of `local_columns`: the number of columns of the tile that has most."""
     _check(heights, widths, prefix, target_scale, tile_h, tile_w, windows, sink_scales)
@@ -49,8 +61,15 @@ def local_capacity(
 
 
 def _run(
-    heights: list[int], widths: list[int], prefix: int, target_scale: int, tile_h: int, tile_w: int,
-    windows: list[int], sink_scales: int, device: torch.device,
+    heights: list[int],
+    widths: list[int],
+    prefix: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    windows: list[int],
+    sink_scales: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     capacity = local_capacity(heights, widths, prefix, target_scale, tile_h, tile_w, windows, sink_scales)
     schedule = (tuple(heights[:target_scale]), tuple(widths[:target_scale]), prefix)
@@ -62,8 +81,15 @@ def _run(
 
 
 def _fake(
-    heights: list[int], widths: list[int], prefix: int, target_scale: int, tile_h: int, tile_w: int,
-    windows: list[int], sink_scales: int, device: torch.device,
+    heights: list[int],
+    widths: list[int],
+    prefix: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    windows: list[int],
+    sink_scales: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     capacity = local_capacity(heights, widths, prefix, target_scale, tile_h, tile_w, windows, sink_scales)
     tiles = tile_count(heights[target_scale - 1], widths[target_scale - 1], tile_h, tile_w)
@@ -80,8 +106,15 @@ _op = define(
 
 
 def local_columns(
-    heights: Sequence[int], widths: Sequence[int], prefix: int, target_scale: int, tile_h: int, tile_w: int,
-    windows: Sequence[int], sink_scales: int, device: torch.device | str = "cpu",
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    windows: Sequence[int],
+    sink_scales: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Return the columns of cross-scale local attention (SparVAR, supplement B), the same for every row and head.
 
@@ -94,7 +127,14 @@ def local_columns(
     Raises `KernelError` on a schedule, scale, window or tile that makes no sense.
     """
     result: tuple[Tensor, Tensor] = _op(
-        list(heights), list(widths), prefix, target_scale, tile_h, tile_w, list(windows), sink_scales,
+        list(heights),
+        list(widths),
+        prefix,
+        target_scale,
+        tile_h,
+        tile_w,
+        list(windows),
+        sink_scales,
         torch.device(device),
     )
     return result

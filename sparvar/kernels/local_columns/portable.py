@@ -12,8 +12,13 @@ __all__ = ["run"]
 
 
 def run(
-    schedule: Schedule, target: int, tile: tuple[int, int], windows: tuple[tuple[int, int], ...],
-    sinks: int, capacity: int, device: torch.device,
+    schedule: Schedule,
+    target: int,
+    tile: tuple[int, int],
+    windows: tuple[tuple[int, int], ...],
+    sinks: int,
+    capacity: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Return indices int32 [1, 1, G, capacity] and counts int32 [1, 1, G]."""
     boxes = window_boxes(schedule, target, tile, windows)

@@ -10,8 +10,14 @@ __all__ = ["run"]
 
 
 def run(
-    heights: Sequence[int], widths: Sequence[int], prefix: int, target_scale: int, tile_h: int, tile_w: int,
-    windows: Sequence[int], sink_scales: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    windows: Sequence[int],
+    sink_scales: int,
 ) -> list[list[int]]:
     """Return the ascending list of kept keys of every tile."""
     grid_h, grid_w = heights[target_scale - 1], widths[target_scale - 1]

@@ -14,8 +14,16 @@ __all__ = ["run"]
 
 
 def run(
-    indices: Tensor, counts: Tensor, schedule: Schedule, source_scale: int, target_scale: int, tile: tuple[int, int],
-    index_map: str, sink_scales: int, window: int, capacity: int,
+    indices: Tensor,
+    counts: Tensor,
+    schedule: Schedule,
+    source_scale: int,
+    target_scale: int,
+    tile: tuple[int, int],
+    index_map: str,
+    sink_scales: int,
+    window: int,
+    capacity: int,
 ) -> tuple[Tensor, Tensor]:
     """Return indices int32 [B', H', G, capacity] and counts int32 [B', H', G]."""
     heights, widths, _ = schedule
@@ -31,11 +39,21 @@ def run(
     call(
         "sparvar_union",
         (
-            *lead, offsets[target_scale], offsets[sink_scales],
-            boxes.data_ptr(), boxes.shape[1], sources.data_ptr(),
-            *shared(indices), *shared(counts), indices.shape[3],
-            spans.data_ptr(), len(spans),
-            out.data_ptr(), out_counts.data_ptr(), capacity, torch.get_num_threads(),
+            *lead,
+            offsets[target_scale],
+            offsets[sink_scales],
+            boxes.data_ptr(),
+            boxes.shape[1],
+            sources.data_ptr(),
+            *shared(indices),
+            *shared(counts),
+            indices.shape[3],
+            spans.data_ptr(),
+            len(spans),
+            out.data_ptr(),
+            out_counts.data_ptr(),
+            capacity,
+            torch.get_num_threads(),
         ),
         reports=True,
     )

@@ -17,12 +17,23 @@ __all__ = ["map_capacity", "map_columns"]
 
 
 def _check(
-    indices: Tensor, counts: Tensor, heights: Sequence[int], widths: Sequence[int], prefix: int, source_scale: int,
-    target_scale: int, tile_h: int, tile_w: int, index_map: str, sink_scales: int, window: int,
+    indices: Tensor,
+    counts: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    source_scale: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    index_map: str,
+    sink_scales: int,
+    window: int,
 ) -> int:
     kept = indices.shape[-1] if indices.dim() == 4 else 1
-    capacity = map_capacity(kept, heights, widths, prefix, source_scale, target_scale, tile_h, tile_w, index_map,
-                            sink_scales, window)
+    capacity = map_capacity(
+        kept, heights, widths, prefix, source_scale, target_scale, tile_h, tile_w, index_map, sink_scales, window
+    )
     tiles = tile_count(heights[source_scale - 1], widths[source_scale - 1], tile_h, tile_w)
     batch, heads = (indices.shape[0], indices.shape[1]) if indices.dim() == 4 else (1, 1)
     check_columns(indices, counts, batch, heads, tiles, indices.device)
@@ -30,23 +41,77 @@ def _check(
 
 
 def _run(
-    indices: Tensor, counts: Tensor, heights: list[int], widths: list[int], prefix: int, source_scale: int,
-    target_scale: int, tile_h: int, tile_w: int, index_map: str, sink_scales: int, window: int,
+    indices: Tensor,
+    counts: Tensor,
+    heights: list[int],
+    widths: list[int],
+    prefix: int,
+    source_scale: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    index_map: str,
+    sink_scales: int,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
-    capacity = _check(indices, counts, heights, widths, prefix, source_scale, target_scale, tile_h, tile_w, index_map,
-                      sink_scales, window)
+    capacity = _check(
+        indices,
+        counts,
+        heights,
+        widths,
+        prefix,
+        source_scale,
+        target_scale,
+        tile_h,
+        tile_w,
+        index_map,
+        sink_scales,
+        window,
+    )
     schedule = (tuple(heights[:target_scale]), tuple(widths[:target_scale]), prefix)
     run = cpu.run if indices.device.type == "cpu" and use_native() else portable.run
-    return run(indices, counts, schedule, source_scale, target_scale, (tile_h, tile_w), index_map, sink_scales, window,
-               capacity)
+    return run(
+        indices,
+        counts,
+        schedule,
+        source_scale,
+        target_scale,
+        (tile_h, tile_w),
+        index_map,
+        sink_scales,
+        window,
+        capacity,
+    )
 
 
 def _fake(
-    indices: Tensor, counts: Tensor, heights: list[int], widths: list[int], prefix: int, source_scale: int,
-    target_scale: int, tile_h: int, tile_w: int, index_map: str, sink_scales: int, window: int,
+    indices: Tensor,
+    counts: Tensor,
+    heights: list[int],
+    widths: list[int],
+    prefix: int,
+    source_scale: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    index_map: str,
+    sink_scales: int,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
-    capacity = _check(indices, counts, heights, widths, prefix, source_scale, target_scale, tile_h, tile_w, index_map,
-                      sink_scales, window)
+    capacity = _check(
+        indices,
+        counts,
+        heights,
+        widths,
+        prefix,
+        source_scale,
+        target_scale,
+        tile_h,
+        tile_w,
+        index_map,
+        sink_scales,
+        window,
+    )
     tiles = tile_count(heights[target_scale - 1], widths[target_scale - 1], tile_h, tile_w)
     lead = (*indices.shape[:2], tiles)
     return indices.new_empty((*lead, capacity)), indices.new_empty(lead)
@@ -61,8 +126,18 @@ _op = define(
 
 
 def map_columns(
-    indices: Tensor, counts: Tensor, heights: Sequence[int], widths: Sequence[int], prefix: int, source_scale: int,
-    target_scale: int, tile_h: int, tile_w: int, index_map: str, sink_scales: int, window: int,
+    indices: Tensor,
+    counts: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    source_scale: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    index_map: str,
+    sink_scales: int,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the columns of the decision scale carried to a later scale (SparVAR, supplement A, steps 2 to 4).
 
@@ -79,7 +154,17 @@ def map_columns(
     Raises `KernelError` on wrong shapes, scales or geometry; on the CPU also on indices or counts out of range.
     """
     result: tuple[Tensor, Tensor] = _op(
-        indices, counts, list(heights), list(widths), prefix, source_scale, target_scale, tile_h, tile_w, index_map,
-        sink_scales, window,
+        indices,
+        counts,
+        list(heights),
+        list(widths),
+        prefix,
+        source_scale,
+        target_scale,
+        tile_h,
+        tile_w,
+        index_map,
+        sink_scales,
+        window,
     )
     return result

@@ -26,8 +26,16 @@ def _check_lists(used: Tensor, indices: Tensor, counts: Tensor, keys: int) -> No
 
 
 def run(
-    indices: Tensor, counts: Tensor, schedule: Schedule, source_scale: int, target_scale: int, tile: tuple[int, int],
-    index_map: str, sink_scales: int, window: int, capacity: int,
+    indices: Tensor,
+    counts: Tensor,
+    schedule: Schedule,
+    source_scale: int,
+    target_scale: int,
+    tile: tuple[int, int],
+    index_map: str,
+    sink_scales: int,
+    window: int,
+    capacity: int,
 ) -> tuple[Tensor, Tensor]:
     """Return indices int32 [B', H', G, capacity] and counts int32 [B', H', G]."""
     heights, widths, _ = schedule

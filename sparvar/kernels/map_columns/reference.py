@@ -15,8 +15,17 @@ def _source_axis(g: int, count: int, count_source: int) -> int:
 
 
 def run(
-    lists: Sequence[Sequence[int]], heights: Sequence[int], widths: Sequence[int], prefix: int, source_scale: int,
-    target_scale: int, tile_h: int, tile_w: int, index_map: str, sink_scales: int, window: int,
+    lists: Sequence[Sequence[int]],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    source_scale: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    index_map: str,
+    sink_scales: int,
+    window: int,
 ) -> list[list[int]]:
     """Map the lists of the source tiles of one batch row and head to those of the target tiles."""
     tokens = [(0, 0, i) for i in range(prefix)]

@@ -20,8 +20,16 @@ INDEX_MAPS = ("identity", "relative", "footprint")
 
 
 def check(
-    heights: Sequence[int], widths: Sequence[int], prefix: int, source_scale: int, target_scale: int,
-    tile_h: int, tile_w: int, index_map: str, sink_scales: int, window: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    source_scale: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    index_map: str,
+    sink_scales: int,
+    window: int,
 ) -> None:
     """Raise `KernelError` where the arguments make no sense."""
     check_schedule(heights, widths, prefix, sink_scales, target_scale)
@@ -109,8 +117,17 @@ def _footprints(
 
 
 def map_capacity(
-    kept: int, heights: Sequence[int], widths: Sequence[int], prefix: int, source_scale: int, target_scale: int,
-    tile_h: int, tile_w: int, index_map: str, sink_scales: int, window: int,
+    kept: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    prefix: int,
+    source_scale: int,
+    target_scale: int,
+    tile_h: int,
+    tile_w: int,
+    index_map: str,
+    sink_scales: int,
+    window: int,
 ) -> int:
     """Return K of `map_columns` for `kept` source columns a tile: a bound from geometry that no list can exceed."""
     check(heights, widths, prefix, source_scale, target_scale, tile_h, tile_w, index_map, sink_scales, window)

@@ -11,9 +11,6 @@ __all__ = ["run"]
 def run(sums: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """Return indices int32 [B, H, G, K] and counts int32 [B, H, G]."""
     kept = min(budget, sums.shape[-1])
-    rows = [
-        sorted(sorted(range(len(row)), key=lambda j: (-row[j], j))[:kept])
-        for row in sums.flatten(0, 2).tolist()
-    ]
+    rows = [sorted(sorted(range(len(row)), key=lambda j: (-row[j], j))[:kept]) for row in sums.flatten(0, 2).tolist()]
     indices = torch.tensor(rows, dtype=torch.int32, device=sums.device).reshape(*sums.shape[:3], kept)
     return indices, torch.full(sums.shape[:3], kept, dtype=torch.int32, device=sums.device)
