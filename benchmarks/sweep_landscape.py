@@ -120,12 +120,52 @@ def measure(model: LandscapeVAR, references: list[torch.Tensor], cfg: float) -> 
     }
 
 
+def draw(result: dict[str, Any], path: Path, chosen: str | None) -> None:
+    """Seconds against PSNR of all candidates, the best trade-offs joined, the chosen digest marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = result["candidates"]
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), dpi=130)
+    kinds = {
+        "all layers local (CSLA)": [row for row in rows if not row["cs4a_layers"]],
+        "all layers mapped (CS4A)": [row for row in rows if len(row["cs4a_layers"]) == 6],
+        "some of each": [row for row in rows if 0 < len(row["cs4a_layers"]) < 6],
+    }
+    for (name, members), colour in zip(kinds.items(), ("#2a6f97", "#e07a5f", "#6a994e"), strict=True):
+        x = [result["dense_seconds"] / row["seconds"] for row in members]
+        axes.scatter(x, [row["psnr_db"] for row in members], s=26, color=colour, alpha=0.8, label=name)
+
+    def beaten(row: dict[str, Any]) -> bool:
+        return any(other["seconds"] < row["seconds"] and other["psnr_db"] > row["psnr_db"] for other in rows)
+
+    front = [row for row in rows if not beaten(row)]
+    front.sort(key=lambda row: row["seconds"])
+    speed = [result["dense_seconds"] / row["seconds"] for row in front]
+    axes.plot(speed, [row["psnr_db"] for row in front], color="#444", linewidth=1, zorder=0, label="best trade-offs")
+    for row in rows:
+        if row["digest"] == chosen:
+            place = (result["dense_seconds"] / row["seconds"], row["psnr_db"])
+            axes.scatter(*place, s=170, facecolors="none", edgecolors="black", linewidths=1.6, label="shipped")
+    axes.axhline(32, color="#bbb", linestyle="--", linewidth=1)
+    axes.set_xlabel("times faster than the dense model (eager, both)")
+    axes.set_ylabel("PSNR against dense (dB)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main(
     out: Annotated[Path, typer.Option(help="JSON of all candidates.")],
     cfg: Annotated[float, typer.Option(help="Guidance.")] = 2.0,
     weights: Annotated[Path | None, typer.Option(help="Folder of other weights.")] = None,
     only: Annotated[Path | None, typer.Option(help="JSON list of choices instead of the built-in ones.")] = None,
     inner: Annotated[str, typer.Option(help="Inner compiler.")] = "eager",
+    plot: Annotated[Path | None, typer.Option(help="PNG of seconds against PSNR.")] = None,
+    chosen: Annotated[str | None, typer.Option(help="Digest of the plan to mark in it.")] = None,
 ) -> None:
     """Measure every candidate and print the best trade-offs."""
     model = landscape(weights)
@@ -148,6 +188,8 @@ def main(
     result = {"seeds": SEEDS, "cfg": cfg, "dense_seconds": statistics.median(dense), "candidates": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
+    if plot is not None:
+        draw(result, plot, chosen)
     best = -1.0
     print(f"dense {result['dense_seconds']:.2f} s")
     for row in rows:

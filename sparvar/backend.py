@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -337,10 +338,23 @@ def _install_hook() -> None:
 
     The entry point is loaded before that wrapper is built.  The generation method of a VAR model is
     not ``forward``, so compiling ``forward`` alone would change nothing without a sound.
+
+    Raises:
+        CaptureError: this torch builds its wrapper in another way, so that the hook would not be called.
     """
     original = OptimizedModule.__init__
     if getattr(original, "_sparvar_hook", False):
         return
+    names = list(inspect.signature(original).parameters)
+    if names[:3] != ["self", "mod", "dynamo_ctx"]:
+        raise CaptureError(
+            message(
+                f"torch {torch.__version__}",
+                "build OptimizedModule from (mod, dynamo_ctx), as torch 2.11 to 2.13 do",
+                f"({', '.join(names[1:])})",
+                "install a torch version of constraints.txt, or a newer sparvar",
+            )
+        )
 
     @functools.wraps(original)
     def init(self: OptimizedModule, mod: nn.Module, dynamo_ctx: Any) -> None:

@@ -15,7 +15,13 @@ from tests.kernels.support import DTYPES, HEAD_DIMS, assert_within, attention_bo
 
 # grid and tile sides: ragged both ways, one query, one whole tile, more than 256 queries in a tile, tiles of one
 GEOMETRIES = [
-    (13, 9, 7, 3), (1, 1, 8, 16), (8, 16, 8, 16), (5, 31, 4, 16), (20, 20, 20, 18), (3, 2, 1, 1), (33, 40, 32, 32),
+    (13, 9, 7, 3),
+    (1, 1, 8, 16),
+    (8, 16, 8, 16),
+    (5, 31, 4, 16),
+    (20, 20, 20, 18),
+    (3, 2, 1, 1),
+    (33, 40, 32, 32),
 ]
 
 
@@ -25,7 +31,13 @@ def tiles(geometry: tuple[int, int, int, int]) -> int:
 
 
 def check(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, scale: float, geometry: tuple[int, int, int, int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    scale: float,
+    geometry: tuple[int, int, int, int],
     correction: Tensor | None = None,
 ) -> Tensor:
     out = kernels.column_sparse_attention(q, k, v, indices, counts, scale, *geometry, correction)
@@ -117,8 +129,14 @@ def test_expanded_batch_and_shared_heads(implementation: str) -> None:
     indices, counts = random_columns(1, 1, 2, 60, 20)
     one = kernels.column_sparse_attention(q, k, v, indices, counts, 0.125, 4, 6, 2, 6)
     many = kernels.column_sparse_attention(
-        *(x.expand(2, 3, -1, -1) for x in (q, k, v)), indices.expand(2, 3, -1, -1), counts.expand(2, 3, -1),
-        0.125, 4, 6, 2, 6,
+        *(x.expand(2, 3, -1, -1) for x in (q, k, v)),
+        indices.expand(2, 3, -1, -1),
+        counts.expand(2, 3, -1),
+        0.125,
+        4,
+        6,
+        2,
+        6,
     )
     assert torch.equal(many, one.expand(2, 3, -1, -1))
 
@@ -229,8 +247,13 @@ def test_entries_beyond_the_count_are_not_read(implementation: str) -> None:
 def test_errors(change: dict, text: str) -> None:
     q, k, v = qkv(2, 3, 24, 60, 64)
     call = {
-        "indices": torch.zeros(1, 1, 2, 4, dtype=torch.int32), "counts": torch.ones(1, 1, 2, dtype=torch.int32),
-        "grid_h": 4, "grid_w": 6, "tile_h": 2, "tile_w": 6, **change,
+        "indices": torch.zeros(1, 1, 2, 4, dtype=torch.int32),
+        "counts": torch.ones(1, 1, 2, dtype=torch.int32),
+        "grid_h": 4,
+        "grid_w": 6,
+        "tile_h": 2,
+        "tile_w": 6,
+        **change,
     }
     with pytest.raises(KernelError) as caught:
         kernels.column_sparse_attention(q, k, v, scale=0.125, **call)

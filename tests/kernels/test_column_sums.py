@@ -32,8 +32,9 @@ def check(grid_h: int, grid_w: int, tile_h: int, tile_w: int, stride: int, dim: 
     assert sums.dtype == torch.float32 and sums.shape == exact.shape
     assert_within(sums, exact, relative * exact + 256 * 2.0**-126)
     rows, columns = -(-grid_h // tile_h), -(-grid_w // tile_w)
-    sizes = [min(tile_h, grid_h - y * tile_h) * min(tile_w, grid_w - x * tile_w)
-             for y in range(rows) for x in range(columns)]
+    sizes = [
+        min(tile_h, grid_h - y * tile_h) * min(tile_w, grid_w - x * tile_w) for y in range(rows) for x in range(columns)
+    ]
     if stride == 1:  # an unsampled row sums to the tile's query count
         torch.testing.assert_close(sums.double().sum(-1)[0, 0], torch.tensor(sizes).double(), rtol=relative, atol=0)
 

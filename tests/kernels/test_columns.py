@@ -81,9 +81,15 @@ def test_map_columns(implementation: str, data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 999)))
     indices, counts = random_columns(batch, heads, tiles, keys, data.draw(st.integers(1, keys)))
     rest: Any = (
-        heights, widths, prefix, source, target, *tile,
+        heights,
+        widths,
+        prefix,
+        source,
+        target,
+        *tile,
         data.draw(st.sampled_from(["identity", "relative", "footprint"])),
-        data.draw(st.integers(0, target)), data.draw(st.sampled_from([0, 1, 3, 9])),
+        data.draw(st.integers(0, target)),
+        data.draw(st.sampled_from([0, 1, 3, 9])),
     )
     out, out_counts = kernels.map_columns(indices, counts, *rest)
     assert out.shape[3] == kernels.map_capacity(indices.shape[3], *rest)
@@ -132,8 +138,16 @@ def test_bad_values(implementation: str, what: str) -> None:
 
 
 GOOD_MAP: dict[str, Any] = {
-    "heights": [1, 2, 4, 8], "widths": [1, 2, 4, 8], "prefix": 0, "source_scale": 3, "target_scale": 4, "tile_h": 2,
-    "tile_w": 2, "index_map": "relative", "sink_scales": 1, "window": 3,
+    "heights": [1, 2, 4, 8],
+    "widths": [1, 2, 4, 8],
+    "prefix": 0,
+    "source_scale": 3,
+    "target_scale": 4,
+    "tile_h": 2,
+    "tile_w": 2,
+    "index_map": "relative",
+    "sink_scales": 1,
+    "window": 3,
 }
 
 

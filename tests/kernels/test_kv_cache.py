@@ -36,9 +36,11 @@ def fresh(batch: int, length: int, dim: int) -> Tensor:
     steps=st.lists(
         st.tuples(
             st.sampled_from(["cat", "cat", "slice", "tail", "halve", "copy", "drop"]),
-            st.integers(0, 5), st.integers(0, 6),
+            st.integers(0, 5),
+            st.integers(0, 6),
         ),
-        min_size=1, max_size=14,
+        min_size=1,
+        max_size=14,
     ),
 )
 def test_any_history_is_cat(dim: int, inference: bool, steps: list[tuple[str, int, int]]) -> None:
@@ -83,8 +85,14 @@ def test_appends_in_place_at_the_tail() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda x: x[:, :, :4], lambda x: x[:, :, 1:], lambda x: x[:1], lambda x: x.clone(), lambda x: x[:, 1:],
-        lambda x: x[..., :4], lambda x: x.flip(0), lambda x: x.transpose(0, 1),
+        lambda x: x[:, :, :4],
+        lambda x: x[:, :, 1:],
+        lambda x: x[:1],
+        lambda x: x.clone(),
+        lambda x: x[:, 1:],
+        lambda x: x[..., :4],
+        lambda x: x.flip(0),
+        lambda x: x.transpose(0, 1),
     ],
 )
 def test_copies_whatever_is_not_the_tail(change: Any) -> None:

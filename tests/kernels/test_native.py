@@ -53,7 +53,10 @@ class forgotten:
 
 def run_python(code: str, **variables: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env={**os.environ, **variables}, capture_output=True, text=True,
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
