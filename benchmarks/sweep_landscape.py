@@ -77,9 +77,9 @@ def choices() -> Iterator[dict[str, Any]]:
     large = {8: 3, 9: 5, 10: 5, 11: 7, 12: 9, 13: 11}
     huge = {7: 5, 8: 5, 9: 7, 10: 7, 11: 9, 12: 11, 13: 15}
     common = {"decision": 10, "budget": 0.1, "window": 7}
-    for windows, first in itertools.product((small, middle, large, huge), (9, 10, 11, 12)):
+    for windows, first in itertools.product((small, middle, large, huge), (9, 10, 11)):
         yield {**common, "cs4a_layers": [], "windows": windows, "first": first}
-    for count, decision, budget in itertools.product((1, 2, 3, 6), (10, 11), (0.05, 0.1, 0.2)):
+    for count, (decision, budget) in itertools.product((1, 2, 4, 6), ((10, 0.05), (10, 0.12), (11, 0.12))):
         chosen = {"cs4a_layers": list(range(count)), "decision": decision, "budget": budget, "window": 7}
         yield {**chosen, "windows": middle, "first": 10}
     for change in (
@@ -94,7 +94,7 @@ def choices() -> Iterator[dict[str, Any]]:
         yield {
             "cs4a_layers": [0, 1],
             "decision": 10,
-            "budget": 0.1,
+            "budget": 0.12,
             "window": 7,
             "windows": middle,
             "first": 10,

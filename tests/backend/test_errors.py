@@ -169,6 +169,6 @@ def test_torch_that_builds_its_wrapper_otherwise_is_refused(monkeypatch: pytest.
 
     monkeypatch.setattr(OptimizedModule, "__init__", other)
     with pytest.raises(
-        CaptureError, match=r"must build OptimizedModule from \(mod, dynamo_ctx\).*got \(module, context"
+        CaptureError, match=r"must build OptimizedModule from \(mod, dynamo_ctx\)"
     ):
         _install_hook()
