@@ -49,19 +49,27 @@ def csla_table(windows: dict[int, int], first: int) -> dict[int, Any]:
 
 
 def candidate(base: Plan, choice: dict[str, Any]) -> Plan:
-    """The plan of one choice: the layers in ``cs4a`` decide and map, the others are local."""
+    """The plan of one choice: the layers in ``cs4a_layers`` decide and map, the others are local.
+
+    ``budgets`` and ``wide`` (windows of one target scale) override ``budget`` and ``windows`` where given.
+    """
     layers = ["cs4a" if i in choice["cs4a_layers"] else "csla" for i in range(len(base.layers))]
     decision = choice["decision"] if choice["cs4a_layers"] else None
+    by_scale = {int(k): share for k, share in choice.get("budgets", {}).items()}
     budgets = {
-        k: {"budget": choice["budget"], "window": choice["window"]}
+        k: {"budget": by_scale.get(k, choice["budget"]), "window": choice["window"]}
         for k in range(choice["decision"] + 1, 14)
         if choice["cs4a_layers"]
     }
+    local = csla_table(choice["windows"], choice["first"])
+    for k, windows in choice.get("wide", {}).items():
+        if int(k) in local:
+            local[int(k)] = {"windows": {int(h): side for h, side in windows.items()}}
     return base.replace(
         layers=layers,
         decision_scale=decision,
         cs4a=budgets,
-        csla=csla_table(choice["windows"], choice["first"]) if "csla" in layers else {},
+        csla=local if "csla" in layers else {},
         sink_scales=choice.get("sinks", 5),
         tile=choice.get("tile", [8, 16]),
         index_map=choice.get("index_map", "relative"),
