@@ -168,7 +168,5 @@ def test_torch_that_builds_its_wrapper_otherwise_is_refused(monkeypatch: pytest.
         raise AssertionError("never built")
 
     monkeypatch.setattr(OptimizedModule, "__init__", other)
-    with pytest.raises(
-        CaptureError, match=r"must build OptimizedModule from \(mod, dynamo_ctx\)"
-    ):
+    with pytest.raises(CaptureError, match=r"must build OptimizedModule from \(mod, dynamo_ctx\)"):
         _install_hook()
