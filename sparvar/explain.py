@@ -71,7 +71,7 @@ class Explanation:
         if not self.sites:
             lines.append("  no module whose own forward calls attention")
         if self.graphs:
-            lines.append(f"{len(self.graphs)} graphs serve {self.generations} generations of every layer:")
+            lines.append(f"{len(self.graphs)} graphs serve all layers ({self.generations} finished generations):")
         for graph in self.graphs:
             counts = ", ".join(f"{rule} {count}" for rule, count in graph.rewrites.items())
             lines.append(f"  scale {graph.scale:>2}  {graph.kind:<6}  {counts}")
