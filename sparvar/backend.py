@@ -150,7 +150,6 @@ class SiteCompiler:
             tokens=plan.tokens(site.scale) + (plan.prefix if site.scale == 1 else 0),
             keys=plan.keys(site.scale),
             capacity=plan.keys(len(plan.schedule)),
-            inner=self.graphs.inner,
         )
         report = run_passes(module, context, dump=self.graphs.dump)
         self.graphs.reports.append(report)

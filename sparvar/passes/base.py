@@ -47,7 +47,6 @@ class GraphContext:
         tokens: queries N of this scale.
         keys: keys T of this scale, prefix included.
         capacity: keys of the last scale, prefix included: size of the KV buffer.
-        inner: compiler of the rewritten graph.
     """
 
     kind: str
@@ -55,7 +54,6 @@ class GraphContext:
     tokens: int
     keys: int
     capacity: int
-    inner: str = "eager"
 
 
 class Rule(Protocol):

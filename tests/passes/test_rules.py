@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -145,18 +144,3 @@ def test_fingerprint_knows_names_shapes_types_and_not_values() -> None:
         model.layers[1].weight.zero_()  # type: ignore[operator,union-attr]
     assert fingerprint(model) == mark
     assert fingerprint(model.double()) != mark
-
-
-def projecting(q: Tensor, cached: Tensor, new: Tensor) -> Tensor:
-    return F.linear(q, new[0, 0].repeat(2, 1), new.flatten()[:8]) + F.linear(q, new[0, 0].repeat(2, 1))
-
-
-def test_bias_leaves_linear_layers_only_for_inductor_on_cpu_in_fp32() -> None:
-    inductor = dataclasses.replace(CONTEXT, inner="inductor")
-    report = run_passes(captured(projecting), inductor)
-    assert report.counts["linear_bias"] == 1 and "add(linear" in report.text
-    assert "linear_bias" not in run_passes(captured(projecting), CONTEXT).counts
-    double = captured(lambda q, cached, new: projecting(q.double(), cached.double(), new.double()))
-    report = run_passes(double, inductor)
-    assert report.counts["linear_bias"] == 0
-    assert any("rounded before the bias" in refusal.reason for refusal in report.refusals)

@@ -1,7 +1,6 @@
 """Rewrites of captured graphs, one rule per file."""
 
 from sparvar.passes.rewrite.kv_cache import KvCacheRule
-from sparvar.passes.rewrite.linear_bias import LinearBiasRule
 from sparvar.passes.rewrite.sites import SiteRule
 
-__all__ = ["KvCacheRule", "LinearBiasRule", "SiteRule"]
+__all__ = ["KvCacheRule", "SiteRule"]
