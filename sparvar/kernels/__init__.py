@@ -7,9 +7,12 @@ from sparvar.kernels.attention_stats.op import attention_stats
 from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.column_sums.op import column_sums
 from sparvar.kernels.common.native import NativeStatus, implementation, native_status
+from sparvar.kernels.kv_cache.memory import release_idle as kv_release
 from sparvar.kernels.kv_cache.op import kv_adopt, kv_extend
 from sparvar.kernels.local_columns.op import local_capacity, local_columns
 from sparvar.kernels.map_columns.op import map_capacity, map_columns
+from sparvar.kernels.row_mlp.op import chunk_rows as row_mlp_rows
+from sparvar.kernels.row_mlp.op import row_mlp
 from sparvar.kernels.select_columns.op import select_columns
 
 __all__ = [
@@ -20,10 +23,13 @@ __all__ = [
     "implementation",
     "kv_adopt",
     "kv_extend",
+    "kv_release",
     "local_capacity",
     "local_columns",
     "map_capacity",
     "map_columns",
     "native_status",
+    "row_mlp",
+    "row_mlp_rows",
     "select_columns",
 ]

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import fx
 
 from sparvar.passes.base import GraphContext, Outcome, Refusal, Rule
-from sparvar.passes.rewrite import KvCacheRule, SiteRule
+from sparvar.passes.rewrite import KvCacheRule, RowMlpRule, SiteRule
 
-PASSES: tuple[Rule, ...] = (KvCacheRule(), SiteRule("decide"), SiteRule("sparse"))
+PASSES: tuple[Rule, ...] = (KvCacheRule(), SiteRule("decide"), SiteRule("sparse"), RowMlpRule())
 """The order: the cache first, while attention is still there to tell which ``cat`` grows it."""
 
 

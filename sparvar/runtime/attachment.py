@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, SessionError, SparvarError, SparvarWarning, message
+from sparvar.kernels import kv_release
 from sparvar.runtime.context import SiteContext, enter, leave
 from sparvar.runtime.session import Columns, Session
 from sparvar.scale_plans import Plan
@@ -197,9 +198,10 @@ def attachment_of(model: nn.Module) -> Attachment | None:
 
 
 def detach(model: nn.Module) -> None:
-    """Give the model its own forwards back."""
+    """Give the model its own forwards back, and memory kept for its next generation back to the system."""
     inner = getattr(model, "_orig_mod", model)
     attachment = inner.__dict__.pop(_ATTRIBUTE, None)
     if attachment is not None:
         for site in attachment.sites:
             site.module.__dict__.pop("forward", None)
+        kv_release()

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from sparvar.kernels import kv_release
+
 _SAMPLE_SECONDS = 0.002
 _STATUS = Path("/proc/self/status")
 
@@ -47,6 +49,7 @@ def _resident_by_ps() -> int:
 
 def _give_back() -> None:
     gc.collect()
+    kv_release()
     with contextlib.suppress(OSError, AttributeError):  # musl and other systems have no malloc_trim
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

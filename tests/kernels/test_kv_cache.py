@@ -16,6 +16,7 @@ from sparvar import kernels
 from sparvar.errors import KernelError
 from sparvar.kernels.kv_cache import reference
 from sparvar.kernels.kv_cache.buffers import live_buffers
+from sparvar.kernels.kv_cache.memory import idle_bytes
 
 CAPACITY = 64
 
@@ -215,3 +216,31 @@ def test_errors(call: Any, text: str) -> None:
     with pytest.raises(KernelError) as caught:
         call(x, kernels.kv_adopt(x, CAPACITY, 2))
     assert text in str(caught.value)
+
+
+def test_large_buffers_are_used_again_and_given_back() -> None:
+    """Memory of a dropped cache serves the next one of its size; another size or a release frees it."""
+    gc.collect()
+    kernels.kv_release()
+    assert idle_bytes() == 0
+    shape = (1, 4, 10, 64)
+    capacity = 1 << 14  # 16 MiB: above a huge page
+    grown = cat(torch.ones(shape), torch.ones(shape), capacity=capacity)
+    assert grown.shape[2] == 20 and bool((grown == 1).all())
+    address = grown.data_ptr()
+    del grown
+    gc.collect()
+    assert idle_bytes() == 4 * capacity * 64 * 4
+    again = cat(torch.zeros(shape), torch.zeros(shape), capacity=capacity)
+    assert again.data_ptr() == address and idle_bytes() == 0 and not again.any()
+    second = cat(torch.ones(shape), torch.ones(shape), capacity=capacity)
+    assert second.data_ptr() != address and not again.any()
+    del second
+    gc.collect()
+    assert idle_bytes() > 0
+    other = cat(torch.ones(shape), torch.ones(shape), capacity=2 * capacity)
+    assert idle_bytes() == 0 and not again.any()
+    del other
+    gc.collect()
+    kernels.kv_release()
+    assert idle_bytes() == 0 and not again.any()

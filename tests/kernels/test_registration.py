@@ -26,6 +26,7 @@ def cases() -> dict[str, tuple[Any, ...]]:
         "map_columns": (*random_columns(1, 3, 4, 21, 9), [1, 2, 4, 6], [1, 2, 4, 6], 0, 3, 4, 2, 2, "footprint", 1, 3),
         "local_columns": ([1, 2, 4, 6], [1, 2, 4, 6], 0, 4, 2, 3, [0, 0, 3, 5], 1, torch.device("cpu")),
         "column_sparse_attention": (q, k, v, indices, counts, 0.25, 4, 6, 2, 6, torch.randn(2, 3, 24, 16)),
+        "row_mlp": (torch.randn(2, 7, 16), torch.randn(24, 16), torch.randn(24), torch.randn(8, 24), None, "gelu_tanh"),
         "kv_adopt": (cache, 32, 2),
         "kv_extend": (torch.randn(2, 3, 4, 8), kernels.kv_adopt(cache, 32, 2), 5, 32, 2),
     }
@@ -47,7 +48,7 @@ def test_opcheck(implementation: str, name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_fakes_have_the_real_layout(implementation: str, name: str, dtype: torch.dtype) -> None:
     arguments = cases()[name]
-    if name in ("attention_stats", "column_sparse_attention"):
+    if name in ("attention_stats", "column_sparse_attention", "row_mlp"):
         floats = [isinstance(x, torch.Tensor) and x.is_floating_point() for x in arguments]
         arguments = tuple(x.to(dtype) if is_float else x for x, is_float in zip(arguments, floats, strict=True))
     op = getattr(torch.ops.sparvar, name).default

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sparvar import kernels
 from sparvar.passes import GraphContext, find_candidates, fingerprint, graph_text, run_passes, uuid
 from sparvar.passes.base import Rule
 from sparvar.passes.manager import PASSES
@@ -40,7 +41,7 @@ def plain(q: Tensor, cached: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 def test_self_attention_fires_once_and_leaves_nothing_dense() -> None:
     module = captured(plain)
     report = run_passes(module, CONTEXT)
-    assert report.counts == {"kv_cache": 1, "site_sparse": 1}
+    assert report.counts == {"kv_cache": 1, "site_sparse": 1, "row_mlp": 0}
     assert "scaled_dot_product_attention" not in graph_text(module.graph) and " cat(" not in graph_text(module.graph)
 
 
@@ -114,6 +115,7 @@ def test_dump_writes_numbered_graphs(tmp_path: pytest.TempPathFactory) -> None:
         "scale03-sparse-0-captured.txt",
         "scale03-sparse-1-kv_cache.txt",
         "scale03-sparse-3-site_sparse.txt",
+        "scale03-sparse-4-row_mlp.txt",
     ]
 
 
@@ -144,3 +146,77 @@ def test_fingerprint_knows_names_shapes_types_and_not_values() -> None:
         model.layers[1].weight.zero_()  # type: ignore[operator,union-attr]
     assert fingerprint(model) == mark
     assert fingerprint(model.double()) != mark
+
+
+ROWS = 2 * kernels.row_mlp_rows(64, 2)  # enough for bf16 too
+
+
+def mlp_graph(function: Callable[[Tensor, nn.Linear, nn.Linear], Tensor]) -> fx.GraphModule:
+    """``function(x, up, down)`` captured on ``ROWS`` rows with 64 hidden values."""
+    found: list[fx.GraphModule] = []
+
+    def keep(module: fx.GraphModule, _: object) -> Callable[..., object]:
+        found.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    up, down = nn.Linear(8, 64), nn.Linear(64, 8)
+    with torch.no_grad():
+        torch.compile(lambda x: function(x, up, down), backend=keep, dynamic=False, fullgraph=True)(
+            torch.randn(2, ROWS // 2, 8)
+        )
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (F.gelu, "gelu"),
+        (lambda x: F.gelu(x, approximate="tanh"), "gelu_tanh"),
+        (F.silu, "silu"),
+        (F.relu, "relu"),
+    ],
+)
+def test_large_mlp_fires_once_with_its_activation(activation: Callable[[Tensor], Tensor], name: str) -> None:
+    module = mlp_graph(lambda x, up, down: x + down(activation(up(x))))
+    inputs = [node.meta["example_value"] for node in module.graph.nodes if node.op == "placeholder"]
+    torch.manual_seed(0)
+    given = [torch.randn(value.shape) * 0.3 for value in inputs]
+    with torch.no_grad():
+        expected = module(*given)
+        report = run_passes(module, CONTEXT)
+        actual = module(*given)
+    assert report.counts["row_mlp"] == 1 and f", {name})" in report.text and "linear(" not in report.text
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mlp_of_dense_graphs_is_left_to_the_inner_compiler() -> None:
+    module = mlp_graph(lambda x, up, down: down(F.relu(up(x))))
+    assert "row_mlp" not in run_passes(module, GraphContext("dense", 3, NEW, PAST + NEW, 20)).counts
+
+
+def leaking(x: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
+    hidden = F.relu(up(x))
+    return down(hidden) + hidden.mean()
+
+
+def casting(x: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return down(F.relu(up(x)))
+
+
+@pytest.mark.parametrize(("function", "reason"), [(leaking, "used elsewhere"), (casting, "several dtypes")])
+def test_mlp_that_cannot_be_cut_is_refused(
+    function: Callable[[Tensor, nn.Linear, nn.Linear], Tensor], reason: str
+) -> None:
+    report = run_passes(mlp_graph(function), CONTEXT)
+    assert report.counts["row_mlp"] == 0
+    assert any(reason in refusal.reason for refusal in report.refusals if refusal.rule == "row_mlp")
+
+
+def test_small_or_other_linears_are_no_mlp() -> None:
+    def small(x: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
+        return down(F.relu(up(x[:, :4]))).mean() + down(torch.tanh(up(x))) + down(up(x))
+
+    report = run_passes(mlp_graph(small), CONTEXT)
+    assert report.counts["row_mlp"] == 0 and not [r for r in report.refusals if r.rule == "row_mlp"]

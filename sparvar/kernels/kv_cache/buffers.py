@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sparvar.kernels.common.checks import fail
+from sparvar.kernels.kv_cache import memory
 
 __all__ = ["adopt", "buffer_shape", "extend", "live_buffers", "row_strides"]
 
@@ -77,7 +78,7 @@ def _register(
     shape: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device, used: int
 ) -> tuple[_Buffer, Tensor]:
     with torch.inference_mode(False), torch.no_grad():
-        whole = torch.empty(shape, dtype=dtype, device=device)
+        whole = memory.empty(shape, dtype, device)
     buffer = _Buffer(next(_numbers), StorageWeakRef(whole.untyped_storage()), shape, dim, dtype, device, used)
     for address in [address for address, old in _by_storage.items() if old.storage.expired()]:
         del _by_serial[_by_storage.pop(address).serial]

@@ -45,6 +45,18 @@ STAGES = (
         2,
         LoopConfig("scales13", Path("."), 120, rate=2e-4, final=0.05, warmup=10, ema=0.97, seed=13, evaluate_every=60),
     ),
+    # A second round: after the first, classes told by coarse structure (city, industrial) were still mist.
+    Stage(7, 8, LoopConfig("scales07b", Path("."), 3600, rate=6e-4, final=0.05, seed=21)),
+    Stage(
+        10,
+        6,
+        LoopConfig("scales10b", Path("."), 320, rate=3e-4, final=0.2, warmup=20, ema=0.99, seed=22, evaluate_every=100),
+    ),
+    Stage(
+        13,
+        2,
+        LoopConfig("scales13b", Path("."), 130, rate=2e-4, final=0.05, warmup=10, ema=0.97, seed=23, evaluate_every=60),
+    ),
 )
 
 

@@ -1,0 +1,1 @@
+"""Two linear layers with an activation between them, over chunks of rows."""
