@@ -8,9 +8,10 @@ from typing import Literal, cast
 
 from sparvar.errors import OptionError, message
 
-__all__ = ["VARIABLES", "cache_dir", "compilers", "cpu_kernels", "current", "upstream"]
+__all__ = ["VARIABLES", "cache_dir", "compilers", "cpu_kernels", "current", "gpu_kernels", "upstream"]
 
 CpuKernels = Literal["auto", "native", "portable"]
+GpuKernels = Literal["auto", "triton", "portable"]
 
 # name -> (default, meaning); shown by `sparvar doctor` and in the documentation
 VARIABLES: dict[str, tuple[str, str]] = {
@@ -19,6 +20,11 @@ VARIABLES: dict[str, tuple[str, str]] = {
         "auto",
         "auto: compiled kernels, or torch ops with a warning where none can be built; "
         "native: compiled kernels or an error; portable: torch ops only",
+    ),
+    "SPARVAR_GPU_KERNELS": (
+        "auto",
+        "auto: Triton kernels, or torch ops with a warning on GPUs that cannot run them; "
+        "triton: Triton kernels or an error; portable: torch ops only",
     ),
     "SPARVAR_CXX": ("", "C++ compiler of the CPU kernels; empty: CXX, then c++, g++, clang++"),
     "SPARVAR_UPSTREAM": ("", "folder with checkouts of the public models, for the upstream tests"),
@@ -43,6 +49,14 @@ def cpu_kernels() -> CpuKernels:
     if value in ("auto", "native", "portable"):
         return cast(CpuKernels, value)
     raise OptionError(message("SPARVAR_CPU_KERNELS", "be auto, native or portable", repr(value)))
+
+
+def gpu_kernels() -> GpuKernels:
+    """Return which GPU kernels are asked for. Raises `OptionError` on any other value."""
+    value = current("SPARVAR_GPU_KERNELS")
+    if value in ("auto", "triton", "portable"):
+        return cast(GpuKernels, value)
+    raise OptionError(message("SPARVAR_GPU_KERNELS", "be auto, triton or portable", repr(value)))
 
 
 def compilers() -> list[str]:
