@@ -7,6 +7,7 @@ from sparvar.kernels.attention_stats.op import attention_stats
 from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.column_sums.op import column_sums
 from sparvar.kernels.common.native import NativeStatus, implementation, native_status
+from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
 from sparvar.kernels.kv_cache.memory import release_idle as kv_release
 from sparvar.kernels.kv_cache.op import kv_adopt, kv_extend
 from sparvar.kernels.local_columns.op import local_capacity, local_columns
@@ -23,6 +24,7 @@ __all__ = [
     "implementation",
     "kv_adopt",
     "kv_extend",
+    "kv_held_bytes",
     "kv_release",
     "local_capacity",
     "local_columns",

@@ -77,7 +77,7 @@ def generate_table(result: dict[str, Any]) -> Table:
     table = Table(
         title=f"Generation: {result['settings']['seeds']} seeds, plan {result['plan']['name']}", title_justify="left"
     )
-    for name in ("variant", "seconds", "quartiles", "sparse is faster by", "PSNR", "SSIM", "peak memory"):
+    for name in ("variant", "seconds", "quartiles", "sparse is faster by", "PSNR", "SSIM", "resident peak", "tensors"):
         table.add_column(name, justify="left" if name == "variant" else "right")
     for variant, spread in result["seconds"].items():
         quality = result["quality"].get(variant)
@@ -91,6 +91,7 @@ def generate_table(result: dict[str, Any]) -> Table:
             decibels(quality["psnr_db_median"]) if isinstance(quality, dict) else "",
             f"{quality['ssim_median']:.3f}" if isinstance(quality, dict) else "",
             mebibytes(peak["bytes"]) if peak else "",
+            mebibytes(peak["live_bytes"]) if peak and peak.get("live_bytes") else "",
         )
     share = result["outside_kernels"]["share"]
     table.caption = f"outside kernels: at most {100 * share:.1f} % of a sparse generation"

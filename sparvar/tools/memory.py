@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from sparvar.kernels import kv_release
+from sparvar.kernels import kv_held_bytes, kv_release
 
 _SAMPLE_SECONDS = 0.002
 _STATUS = Path("/proc/self/status")
@@ -91,6 +91,27 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
             yield peak
         peak.bytes = max(0, worst[0] - before)
         peak.method = "resident set, sampled"
+
+
+def live_peak(run: Callable[[], object]) -> int:
+    """Most bytes that tensors held at one moment of ``run`` on the CPU, as the allocator's peak is on a GPU.
+
+    From the allocation events of torch's profiler, plus sparvar's cache buffers, which are mapped outside torch's
+    allocator and all live at the end of a generation. Unlike the resident set this does not depend on the holes that
+    earlier work, compilation above all, has left in the heap.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    kv_release()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    live = peak = 0
+    for _, change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak + kv_held_bytes()
 
 
 def _sampler() -> Callable[[], int] | None:

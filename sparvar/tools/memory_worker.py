@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sparvar.tools.bench_generate import GenerateSettings, build
-from sparvar.tools.memory import peak_memory
+from sparvar.tools.memory import live_peak, peak_memory
 from sparvar.zoo import CLASSES
 
 
@@ -20,7 +20,10 @@ def main(arguments: list[str]) -> None:
     model.generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg)
     with peak_memory(model.start.device) as peak:
         model.generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg)
-    print(json.dumps({"bytes": peak.bytes, "method": peak.method}))
+    live = None
+    if model.start.device.type == "cpu":
+        live = live_peak(lambda: model.generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg))
+    print(json.dumps({"bytes": peak.bytes, "method": peak.method, "live_bytes": live}))
 
 
 if __name__ == "__main__":

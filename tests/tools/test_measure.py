@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
+from sparvar import kernels
 from sparvar.tools import memory
 from sparvar.tools.common import as_json
 from sparvar.tools.measure import Spread, compare, interleave, ratio
-from sparvar.tools.memory import peak_memory
+from sparvar.tools.memory import live_peak, peak_memory
 
 
 def test_spread_of_few_and_many() -> None:
@@ -49,3 +50,21 @@ def test_peak_memory_sees_what_was_freed_again(by_sampling: bool, monkeypatch: p
 
 def test_json_has_no_infinities() -> None:
     assert json.loads(as_json({"a": [math.inf, 1.0], "b": (math.nan,)})) == {"a": [None, 1.0], "b": [None]}
+
+
+def test_live_peak_counts_what_lives_at_once_and_cache_buffers() -> None:
+    def run() -> None:
+        first = torch.empty(10 << 20, dtype=torch.uint8)
+        del first
+        second = torch.empty(6 << 20, dtype=torch.uint8)
+        third = torch.empty(8 << 20, dtype=torch.uint8)
+        del second, third
+
+    assert 14 << 20 <= live_peak(run) < 15 << 20
+    kept = []
+
+    def grow() -> None:
+        cache = torch.zeros(1, 1, 4, 64)
+        kept.append(kernels.kv_extend(cache, kernels.kv_adopt(cache, 1 << 14, 2), 4, 1 << 14, 2))
+
+    assert 4 << 20 <= live_peak(grow) < 5 << 20

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["empty", "idle_bytes", "release_idle"]
+__all__ = ["empty", "held_bytes", "idle_bytes", "release_idle"]
 
 HUGE_PAGE = 2 << 20
 
@@ -71,6 +71,12 @@ def release_idle() -> None:
     """Give memory that no cache uses back to the system."""
     with _lock:
         _blocks[:] = [block for block in _blocks if not block.holder.expired()]
+
+
+def held_bytes() -> int:
+    """Return the size of all memory that caches use or that is kept for the next generation."""
+    with _lock:
+        return sum(block.size for block in _blocks)
 
 
 def idle_bytes() -> int:

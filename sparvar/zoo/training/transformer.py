@@ -50,12 +50,23 @@ STAGES = (
     Stage(
         10,
         6,
-        LoopConfig("scales10b", Path("."), 320, rate=3e-4, final=0.2, warmup=20, ema=0.99, seed=22, evaluate_every=100),
+        LoopConfig(
+            "scales10b",
+            Path("."),
+            320,
+            stop_at=180,
+            rate=3e-4,
+            final=0.2,
+            warmup=20,
+            ema=0.99,
+            seed=22,
+            evaluate_every=60,
+        ),
     ),
     Stage(
         13,
         2,
-        LoopConfig("scales13b", Path("."), 130, rate=2e-4, final=0.05, warmup=10, ema=0.97, seed=23, evaluate_every=60),
+        LoopConfig("scales13b", Path("."), 110, rate=2e-4, final=0.05, warmup=10, ema=0.97, seed=23, evaluate_every=55),
     ),
 )
 
