@@ -9,9 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["LOG2E", "Block", "block_dim", "block_queries", "interpreted", "operand", "precision", "tile_rows"]
+__all__ = [
+    "BITS",
+    "LOG2E",
+    "NATS",
+    "Block",
+    "block_dim",
+    "block_queries",
+    "interpreted",
+    "operand",
+    "precision",
+    "tile_rows",
+]
 
 LOG2E = 1.4426950408889634  # exponentials are powers of two on GPUs
+BITS = tl.constexpr(LOG2E)  # per nat; kernels read no other kind of global
+NATS = tl.constexpr(1 / LOG2E)  # per bit
 STEP = 8  # elements in 16 bytes of a 16-bit dtype
 MAX_SPAN = 2**31  # offsets within a head are int32
 
