@@ -15,66 +15,11 @@ from sparvar.kernels.common.blocks import (
     block_queries,
     interpreted,
     operand,
-    precision,
 )
 from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.library import launchable
 
 __all__ = ["KERNELS", "pinned", "run"]
-
-
-@triton.jit
-def stats_step(
-    q,
-    k_base,
-    v_base,
-    k_token,
-    v_token,
-    start,
-    keys,
-    scale,
-    peak,
-    total,
-    energy,
-    acc,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    LAST: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    """Take BN keys into peak, total, energy [BM] and acc [BM, BD]. `LAST`: some of them may not exist."""
-    slot = start + tl.arange(0, BLOCK_N)
-    row = tl.minimum(slot, keys - 1) if LAST else slot
-    d = tl.arange(0, BLOCK_D)
-    inside = (d < DIM)[None, :]
-    k = tl.load(k_base + row[:, None] * (k_token * 8) + d[None, :], mask=inside, other=0.0)  # [BN, BD]
-    v = tl.load(v_base + row[:, None] * (v_token * 8) + d[None, :], mask=inside, other=0.0)  # [BN, BD]
-    if WIDEN:
-        k = k.to(tl.float32)
-    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BM, BN]
-    if LAST:
-        score = tl.where((slot < keys)[None, :], score, float("-inf"))
-    new_peak = tl.maximum(peak, tl.max(score, 1))
-    shifted = score - new_peak[:, None]
-    weight = tl.exp2(shifted)
-    shrink = tl.exp2(peak - new_peak)
-    if ENTROPY:
-        moved = tl.where(peak == float("-inf"), 0.0, peak - new_peak)  # before the first step nothing is to be moved
-        gain = weight * shifted
-        if LAST:
-            gain = tl.where((slot < keys)[None, :], gain, 0.0)
-        energy = shrink * (energy + moved * total) + tl.sum(gain, 1)
-    total = total * shrink + tl.sum(weight, 1)
-    acc = acc * shrink[:, None]
-    weight = weight.to(v.dtype)
-    if WIDEN:
-        weight = weight.to(tl.float32)
-        v = v.to(tl.float32)
-    acc = tl.dot(weight, v, acc, input_precision=PRECISION)
-    return new_peak, total, energy, acc
 
 
 @triton.jit
@@ -102,7 +47,6 @@ def attention_stats_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ENTROPY: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """One program per BM queries. Peak, total and energy are in bits: scores arrive times log2(e)."""
@@ -125,51 +69,32 @@ def attention_stats_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     energy = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    whole = keys // BLOCK_N * BLOCK_N
-    for start in tl.range(0, whole, BLOCK_N):
-        peak, total, energy, acc = stats_step(
-            q,
-            k_base,
-            v_base,
-            k_token,
-            v_token,
-            start,
-            keys,
-            scale,
-            peak,
-            total,
-            energy,
-            acc,
-            DIM,
-            BLOCK_D,
-            BLOCK_N,
-            False,
-            ENTROPY,
-            PRECISION,
-            WIDEN,
-        )
-    if whole < keys:
-        peak, total, energy, acc = stats_step(
-            q,
-            k_base,
-            v_base,
-            k_token,
-            v_token,
-            whole,
-            keys,
-            scale,
-            peak,
-            total,
-            energy,
-            acc,
-            DIM,
-            BLOCK_D,
-            BLOCK_N,
-            True,
-            ENTROPY,
-            PRECISION,
-            WIDEN,
-        )
+    for start in tl.range(0, keys, BLOCK_N):
+        # Behind the last key it is read again, with weight 0: no row needs a mask. The number is finite because the
+        # entropy multiplies it by that 0.
+        slot = start + tl.arange(0, BLOCK_N)
+        key = tl.minimum(slot, keys - 1)[:, None]
+        k = tl.load(k_base + key * (k_token * 8) + d[None, :], mask=inside[None, :], other=0.0)  # [BN, BD]
+        v = tl.load(v_base + key * (v_token * 8) + d[None, :], mask=inside[None, :], other=0.0)  # [BN, BD]
+        if WIDEN:
+            k = k.to(tl.float32)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
+        score = score * scale + tl.where(slot < keys, 0.0, -3e38)[None, :]
+        new_peak = tl.maximum(peak, tl.max(score, 1))
+        shifted = score - new_peak[:, None]
+        weight = tl.exp2(shifted)
+        shrink = tl.exp2(peak - new_peak)
+        if ENTROPY:
+            moved = tl.where(start == 0, 0.0, peak - new_peak)  # at first there is nothing to be moved
+            energy = shrink * (energy + moved * total) + tl.sum(weight * shifted, 1)
+        total = total * shrink + tl.sum(weight, 1)
+        acc = acc * shrink[:, None]
+        weight = weight.to(v.dtype)
+        if WIDEN:
+            weight = weight.to(tl.float32)
+            v = v.to(tl.float32)
+        acc = tl.dot(weight, v, acc, input_precision="ieee")
+        peak = new_peak
 
     out_row = (batch * queries + token) * heads + head  # [B, N, H, D] in memory
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
@@ -185,11 +110,13 @@ def attention_stats_kernel(
 KERNELS = (attention_stats_kernel,)
 
 
-def pinned(dim: int, dtype: torch.dtype) -> Block:
+def pinned(dim: int, dtype: torch.dtype, hip: bool) -> Block:
     """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md)."""
     wide = block_dim(dim) > 128
     if dtype == torch.float32:
         return Block(32, 16 if wide else 32, 8, 2)
+    if hip:  # 64 KB of shared memory
+        return Block(64, 16, 8, 2) if wide else Block(128, 32, 8, 2)
     return Block(64, 32, 8, 2) if wide else Block(128, 64, 8, 3)
 
 
@@ -207,7 +134,7 @@ def run(
     q, *q_strides = operand(q)
     k, *k_strides = operand(k)
     v, *v_strides = operand(v)
-    block = block or pinned(dim, q.dtype)
+    block = block or pinned(dim, q.dtype, torch.version.hip is not None)
     block_m = block_queries(block.m, queries)
     launchable(attention_stats_kernel, out)[triton.cdiv(queries, block_m), heads, batch](
         q,
@@ -227,7 +154,6 @@ def run(
         BLOCK_M=block_m,
         BLOCK_N=block.n,
         ENTROPY=entropy,
-        PRECISION=precision(q.dtype),
         WIDEN=interpreted(attention_stats_kernel) and q.dtype == torch.bfloat16,
         num_warps=block.warps,
         num_stages=block.stages,

@@ -20,7 +20,6 @@ from sparvar.kernels.common.blocks import (
     block_queries,
     interpreted,
     operand,
-    precision,
     tile_rows,
 )
 from sparvar.kernels.common.checks import attention_output
@@ -70,7 +69,6 @@ def column_sparse_kernel(
     BLOCK_N: tl.constexpr,
     RUNS: tl.constexpr,
     EXTRA: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """Streamed softmax over the columns of one list. BM queries of a tile, BN columns a step, BD >= head dim."""
@@ -126,7 +124,7 @@ def column_sparse_kernel(
             v = tl.load(v_rows, mask=inside[None, :], other=0.0)  # [BN, BD]
         if WIDEN:
             k = k.to(tl.float32)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BM, BN]
+        score = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
         score = score * scale + tl.where(start + slot < count, 0.0, float("-inf"))[None, :]
         new_peak = tl.maximum(peak, tl.max(score, 1))
         weight = tl.exp2(score - new_peak[:, None])
@@ -137,7 +135,7 @@ def column_sparse_kernel(
         if WIDEN:
             weight = weight.to(tl.float32)
             v = v.to(tl.float32)
-        acc = tl.dot(weight, v, acc, input_precision=PRECISION)
+        acc = tl.dot(weight, v, acc, input_precision="ieee")
         peak = new_peak
 
     out = acc / total[:, None]
@@ -154,12 +152,19 @@ def column_sparse_kernel(
 KERNELS = (column_sparse_kernel, check_lists_kernel)
 
 
-def pinned(dim: int, dtype: torch.dtype) -> Block:
-    """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md)."""
+def pinned(dim: int, dtype: torch.dtype, hip: bool, runs: bool = False) -> Block:
+    """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md).
+
+    With `runs` both ways of loading are in the loop and want registers: its steps are half as long.
+    """
     wide = block_dim(dim) > 128
     if dtype == torch.float32:
-        return Block(32, 16 if wide else 32, 8, 2)
-    return Block(64, 32, 8, 2) if wide else Block(128, 64, 8, 3)
+        return Block(32, 16 if wide or runs else 32, 8, 1 if runs else 2)
+    if hip:  # 64 KB of shared memory
+        return Block(64, 16, 8, 2) if wide else Block(128, 32, 8, 2)
+    if wide:
+        return Block(64, 16 if runs else 32, 8, 2)
+    return Block(128, 32, 8, 2) if runs else Block(128, 64, 8, 3)
 
 
 def candidates(dim: int, dtype: torch.dtype, shared: bool) -> list[triton.Config]:
@@ -169,11 +174,14 @@ def candidates(dim: int, dtype: torch.dtype, shared: bool) -> list[triton.Config
     gathers' latency and take shared memory; four warps let two programs share a multiprocessor. Contiguous steps
     are worth a look only in lists of windows.
     """
-    base = pinned(dim, dtype)
+    hip = torch.version.hip is not None
+    base = pinned(dim, dtype, hip)
     blocks = {base, base._replace(stages=base.stages + 1), base._replace(n=base.n // 2, stages=base.stages + 1)}
-    if dtype != torch.float32 and block_dim(dim) <= 128:
+    if dtype != torch.float32 and block_dim(dim) <= 128 and not hip:
         blocks |= {base._replace(n=128, stages=2), base._replace(warps=4)}
-    choices = [(block, False) for block in sorted(blocks)] + ([(base, True)] if shared else [])
+    choices = [(block, False) for block in sorted(blocks)] + (
+        [(pinned(dim, dtype, hip, runs=True), True)] if shared else []
+    )
     return [
         triton.Config({"BLOCK_N": block.n, "RUNS": runs}, num_warps=block.warps, num_stages=block.stages)
         for block, runs in choices
@@ -217,7 +225,7 @@ def run(
     if indices.stride(3) != 1:
         indices = indices.contiguous()
     search = block is None and env.gpu_tune() == "search" and not interpreted(column_sparse_kernel)
-    block = block or pinned(dim, q.dtype)
+    block = block or pinned(dim, q.dtype, torch.version.hip is not None, runs)
     block_m = block_queries(block.m, tile_h * tile_w)
     kernel: Any = column_sparse_kernel
     choice: dict[str, Any] = {"BLOCK_N": block.n, "RUNS": runs, "num_warps": block.warps, "num_stages": block.stages}
@@ -249,7 +257,6 @@ def run(
         BLOCK_D=block_dim(dim),
         BLOCK_M=block_m,
         EXTRA=correction is not None,
-        PRECISION=precision(q.dtype),
         WIDEN=interpreted(column_sparse_kernel) and q.dtype == torch.bfloat16,
         **choice,
     )

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparvar.kernels.common.blocks import BITS, LOG2E, Block, block_dim, block_queries, interpreted, operand, precision
+from sparvar.kernels.common.blocks import BITS, LOG2E, Block, block_dim, block_queries, interpreted, operand
 from sparvar.kernels.common.geometry import axis_tiles, tile_count
 from sparvar.kernels.common.library import launchable
 
@@ -71,7 +71,6 @@ def column_sums_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPAN: tl.constexpr,
-    PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """BN keys a step against the queries of a tile. Scores are transposed: their sum then stays within a warp."""
@@ -107,7 +106,7 @@ def column_sums_kernel(
         if WIDEN:
             k = k.to(tl.float32)
         if parts == 1:
-            score = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BN, BM]
+            score = tl.dot(k, tl.trans(q), input_precision="ieee")  # [BN, BM]
             sums = tl.sum(tl.exp2(score * scale - lse[None, :]), 1)
         else:
             sums = tl.zeros([BLOCK_N], tl.float32)
@@ -129,7 +128,7 @@ def column_sums_kernel(
                     BLOCK_M,
                     WIDEN,
                 )
-                score = tl.dot(k, tl.trans(q_part), input_precision=PRECISION)
+                score = tl.dot(k, tl.trans(q_part), input_precision="ieee")
                 sums += tl.sum(tl.exp2(score * scale - lse_part[None, :]), 1)
         tl.store(sums_base + slot, sums * stands_for, mask=slot < keys)
 
@@ -137,11 +136,13 @@ def column_sums_kernel(
 KERNELS = (column_sums_kernel,)
 
 
-def pinned(dim: int, dtype: torch.dtype) -> Block:
+def pinned(dim: int, dtype: torch.dtype, hip: bool) -> Block:
     """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md)."""
     wide = block_dim(dim) > 128
     if dtype == torch.float32:
-        return Block(32, 32, 8, 2)
+        return Block(16 if hip else 32, 16 if hip and wide else 32, 8, 2)
+    if hip:  # 64 KB of shared memory
+        return Block(128, 64, 8, 2)
     return Block(64, 64, 8, 2) if wide else Block(128, 64, 8, 3)
 
 
@@ -163,7 +164,7 @@ def run(
     sums = q.new_empty((batch, heads, tiles, keys), dtype=torch.float32)
     q, *q_strides = operand(q)
     k, *k_strides = operand(k)
-    block = block or pinned(dim, q.dtype)
+    block = block or pinned(dim, q.dtype, torch.version.hip is not None)
     launchable(column_sums_kernel, sums)[tiles * triton.cdiv(keys, SPAN), heads, batch](
         q,
         k,
@@ -183,7 +184,6 @@ def run(
         BLOCK_M=block_queries(block.m, axis_tiles(tile_h, stride) * axis_tiles(tile_w, stride)),
         BLOCK_N=block.n,
         SPAN=SPAN,
-        PRECISION=precision(q.dtype),
         WIDEN=interpreted(column_sums_kernel) and q.dtype == torch.bfloat16,
         num_warps=block.warps,
         num_stages=block.stages,

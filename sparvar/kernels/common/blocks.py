@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,7 +17,6 @@ __all__ = [
     "block_queries",
     "interpreted",
     "operand",
-    "precision",
     "tile_rows",
 ]
 
@@ -46,11 +44,6 @@ def block_dim(dim: int) -> int:
 def interpreted(kernel: Any) -> bool:
     """Return whether `kernel` runs under Triton's interpreter, which multiplies no bfloat16."""
     return not isinstance(kernel, triton.runtime.JITFunction)
-
-
-def precision(dtype: torch.dtype) -> str:
-    """Return the precision of products: fp32 is kept, as TF32 would cost 13 bits of what the caller asked for."""
-    return "ieee" if dtype == torch.float32 else "tf32"  # 16-bit operands ignore it
 
 
 def block_queries(most: int, queries: int) -> int:

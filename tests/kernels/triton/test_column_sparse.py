@@ -195,5 +195,5 @@ def test_every_candidate_of_the_search_is_right(dtype: torch.dtype, shared: bool
     found = gpu.candidates(40, dtype, shared)
     assert 3 <= len(found) <= 8 and any(config.kwargs["RUNS"] for config in found) == shared
     for config in found:
-        block = Block(gpu.pinned(40, dtype).m, config.kwargs["BLOCK_N"], config.num_warps, config.num_stages)
+        block = Block(gpu.pinned(40, dtype, False).m, config.kwargs["BLOCK_N"], config.num_warps, config.num_stages)
         check(q, k, v, lists, 0.2, (5, 8, 4, 8), block=block, runs=config.kwargs["RUNS"])
