@@ -174,7 +174,7 @@ def test_bad_lists_are_asserted_and_never_read_outside(kind: str, runs: bool, mo
         gpu.run(q, k, v, indices, counts, 0.125, 4, 6, 2, 6, None, runs=runs)
     monkeypatch.setenv("SPARVAR_GPU_CHECKS", "off")
     out = gpu.run(q, k, v, indices, counts, 0.125, 4, 6, 2, 6, None, runs=runs)
-    good = gpu.run(q, k, v, *bad_lists("none"), 0.125, 4, 6, 2, 6, None)
+    good = gpu.run(q, k, v, *bad_lists("none"), 0.125, 4, 6, 2, 6, None, runs=runs)
     assert torch.equal(out[:, :, :12], good[:, :, :12]) and out.isfinite().all()
 
 
