@@ -10,6 +10,7 @@ import pytest
 
 from sparvar import kernels
 from sparvar.errors import KernelError
+from sparvar.kernels.static import compiled
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "static-kernels.json"
 COMPILED_HERE = [
@@ -70,3 +71,34 @@ def test_problems_are_named() -> None:
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(KernelError, match="kernel: must be one of column_sparse_attention, attention_stats"):
         kernels.static_cases("conv")
+
+
+LAUNCHED = ["column_sparse_attention", "attention_stats", "column_sums", "lists"]
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_sizes_of_one_compile(name: str) -> None:
+    """Triton makes constants of integer arguments that are 1; the interpreter does not, so this path shows here."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sparvar.kernels.attention_stats.gpu import attention_stats_kernel
+    from sparvar.kernels.column_sparse_attention.gpu import column_sparse_kernel
+    from sparvar.kernels.column_sparse_attention.gpu_lists import check_lists_kernel
+    from sparvar.kernels.column_sums.gpu import column_sums_kernel
+    from sparvar.kernels.common.blocks import Block
+
+    found = (column_sparse_kernel, attention_stats_kernel, column_sums_kernel, check_lists_kernel)
+    kernel = dict(zip(LAUNCHED, found, strict=True))[name]
+    case = kernels.StaticCase(name, "pinned", "sm_90", "bf16", 64)
+    constants = {**compiled._constants(case, Block(64, 32, 4, 2), kernel.arg_names)}
+    if name == "lists":
+        constants["BLOCK"] = 1024
+    signature = {argument: compiled._type(argument, case, constants) for argument in kernel.arg_names}
+    ones = {argument: 1 for argument, kind in signature.items() if kind == "i32"}
+    signature = {argument: "constexpr" if argument in ones else kind for argument, kind in signature.items()}
+    if name == "lists":
+        signature["good_ptr"] = "*i32"
+    source = ASTSource(kernel, signature, {**constants, **ones}, {})
+    assert "cubin" in triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm
