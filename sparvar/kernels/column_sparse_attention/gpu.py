@@ -170,14 +170,15 @@ def pinned(dim: int, dtype: torch.dtype, hip: bool, runs: bool = False) -> Block
 def candidates(dim: int, dtype: torch.dtype, shared: bool) -> list[triton.Config]:
     """Return what SPARVAR_GPU_TUNE=search times. `shared`: one list serves all heads, as those of CSLA do.
 
-    Larger steps mean fewer barriers, smaller ones less waste at the end of a list; two more stages
-    mean rows one step further ahead (one more means nothing, as indices take every second one) and shared memory; four warps let two programs share a multiprocessor. Contiguous steps
-    are worth a look only in lists of windows.
+    Larger steps mean fewer barriers, smaller ones less waste at the end of a list. Two more stages mean rows one step
+    further ahead (one more means nothing, as indices take every second one) and shared memory. Four warps let two
+    programs share a multiprocessor; they and steps of 128 spill above a head dimension of 64. Contiguous steps are
+    worth a look only in lists of windows.
     """
     hip = torch.version.hip is not None
     base = pinned(dim, dtype, hip)
     blocks = {base, base._replace(stages=base.stages + 2), base._replace(n=base.n // 2, stages=base.stages + 2)}
-    if dtype != torch.float32 and block_dim(dim) <= 128 and not hip:
+    if dtype != torch.float32 and block_dim(dim) <= 64 and not hip:
         blocks |= {base._replace(n=128, stages=2), base._replace(warps=4)}
     choices = [(block, False) for block in sorted(blocks)] + (
         [(pinned(dim, dtype, hip, runs=True), True)] if shared else []
