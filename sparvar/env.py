@@ -8,10 +8,21 @@ from typing import Literal, cast
 
 from sparvar.errors import OptionError, message
 
-__all__ = ["VARIABLES", "cache_dir", "compilers", "cpu_kernels", "current", "gpu_kernels", "upstream"]
+__all__ = [
+    "VARIABLES",
+    "cache_dir",
+    "compilers",
+    "cpu_kernels",
+    "current",
+    "gpu_checks",
+    "gpu_kernels",
+    "gpu_tune",
+    "upstream",
+]
 
 CpuKernels = Literal["auto", "native", "portable"]
 GpuKernels = Literal["auto", "triton", "portable"]
+GpuTune = Literal["pinned", "search"]
 
 # name -> (default, meaning); shown by `sparvar doctor` and in the documentation
 VARIABLES: dict[str, tuple[str, str]] = {
@@ -25,6 +36,16 @@ VARIABLES: dict[str, tuple[str, str]] = {
         "auto",
         "auto: Triton kernels, or torch ops with a warning on GPUs that cannot run them; "
         "triton: Triton kernels or an error; portable: torch ops only",
+    ),
+    "SPARVAR_GPU_CHECKS": (
+        "on",
+        "on: the device asserts that column lists are valid, in a pass of its own; off: it does not, "
+        "and bad lists give wrong results (never reads outside a tensor)",
+    ),
+    "SPARVAR_GPU_TUNE": (
+        "pinned",
+        "pinned: Triton kernels run in the configuration proven for every GPU; "
+        "search: they time some more on first use, so that results may differ in the last bits between runs",
     ),
     "SPARVAR_CXX": ("", "C++ compiler of the CPU kernels; empty: CXX, then c++, g++, clang++"),
     "SPARVAR_UPSTREAM": ("", "folder with checkouts of the public models, for the upstream tests"),
@@ -57,6 +78,22 @@ def gpu_kernels() -> GpuKernels:
     if value in ("auto", "triton", "portable"):
         return cast(GpuKernels, value)
     raise OptionError(message("SPARVAR_GPU_KERNELS", "be auto, triton or portable", repr(value)))
+
+
+def gpu_checks() -> bool:
+    """Return whether GPU kernels check column lists. Raises `OptionError` on any other value."""
+    value = current("SPARVAR_GPU_CHECKS")
+    if value in ("on", "off"):
+        return value == "on"
+    raise OptionError(message("SPARVAR_GPU_CHECKS", "be on or off", repr(value)))
+
+
+def gpu_tune() -> GpuTune:
+    """Return how Triton kernels are configured. Raises `OptionError` on any other value."""
+    value = current("SPARVAR_GPU_TUNE")
+    if value in ("pinned", "search"):
+        return cast(GpuTune, value)
+    raise OptionError(message("SPARVAR_GPU_TUNE", "be pinned or search", repr(value)))
 
 
 def compilers() -> list[str]:

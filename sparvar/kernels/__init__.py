@@ -6,6 +6,7 @@ Shapes: B batch rows, H heads, N queries, T keys, D head dim, G query tiles, K k
 from sparvar.kernels.attention_stats.op import attention_stats
 from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.column_sums.op import column_sums
+from sparvar.kernels.common.gpu import GpuStatus, gpu_status
 from sparvar.kernels.common.native import NativeStatus, implementation, native_status
 from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
 from sparvar.kernels.kv_cache.memory import release_idle as kv_release
@@ -15,12 +16,20 @@ from sparvar.kernels.map_columns.op import map_capacity, map_columns
 from sparvar.kernels.row_mlp.op import chunk_rows as row_mlp_rows
 from sparvar.kernels.row_mlp.op import row_mlp
 from sparvar.kernels.select_columns.op import select_columns
+from sparvar.kernels.static.cases import StaticCase, static_cases
+from sparvar.kernels.static.compiled import StaticFacts, static_compile, static_problems, static_toolchain
+from sparvar.kernels.static.targets import GPUS as STATIC_GPUS
 
 __all__ = [
+    "STATIC_GPUS",
+    "GpuStatus",
     "NativeStatus",
+    "StaticCase",
+    "StaticFacts",
     "attention_stats",
     "column_sparse_attention",
     "column_sums",
+    "gpu_status",
     "implementation",
     "kv_adopt",
     "kv_extend",
@@ -34,4 +43,8 @@ __all__ = [
     "row_mlp",
     "row_mlp_rows",
     "select_columns",
+    "static_cases",
+    "static_compile",
+    "static_problems",
+    "static_toolchain",
 ]

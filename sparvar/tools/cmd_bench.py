@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from sparvar import kernels
-from sparvar.tools import bench_generate, bench_ops
+from sparvar.tools import bench_generate, bench_ops, bench_static
 from sparvar.tools import output as files
 from sparvar.tools.cmd_demo import BASELINES, BaselineChoice, Inner, choose_inner
 from sparvar.tools.common import EXIT_CODES, as_json, handled, notes, output
@@ -143,19 +143,35 @@ def both(
 @handled
 def ops(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One head, three rounds, no FlexAttention.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One head, three rounds, no FlexAttention; with --static, 12 compilations.")
+    ] = False,
+    static: Annotated[
+        bool,
+        typer.Option("--static", help="Compile the Triton kernels for GPUs that need not be here, and read the code."),
+    ] = False,
 ) -> None:
     """Time every op on the shapes of a one-megapixel model, against SDPA and FlexAttention with the same mask.
 
     Every variant of a case runs once per round, in turns; ratios are taken within a round, and their median and
     quartiles are shown. A variant that disagrees with SDPA is an error, not a time.
 
-    [dim]Example[/]
+    With [cyan]--static[/] nothing is timed: the table shows registers, spills and memory of every compiled kernel,
+    and the exit code is 1 if one of them spills, does not fit or misses the tensor cores.
+
+    [dim]Examples[/]
 
         sparvar bench ops --json benchmarks/results/ops-cpu.json
+
+        sparvar bench ops --static --json benchmarks/results/static-kernels.json
     """
     if json is not None:
         files.prepare_file(json)
+    if static:
+        found = bench_static.run(quick)
+        _finish(found, bench_static.table(found), json)
+        bench_static.refuse_problems(found)
+        return
     result = run_ops(quick)
     _finish(result, ops_table(result), json)
 

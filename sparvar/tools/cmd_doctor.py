@@ -87,12 +87,29 @@ def _kernels() -> list[Finding]:
         asked = env.cpu_kernels() == "native"
         native = Finding("CPU kernels, native", "broken" if asked else "note", f"not usable: {status.reason}")
     portable = "in use" if status.implementation == "portable" else "usable, not in use"
-    return [native, Finding("CPU kernels, portable", "ok", f"{portable} (torch ops)"), _triton()]
+    return [native, Finding("CPU kernels, portable", "ok", f"{portable} (torch ops)")]
 
 
-def _triton() -> Finding:
-    # The ops have no Triton implementation in this version: on a GPU they run as torch ops.
-    return Finding("Triton kernels", "note", "not part of this version; on a GPU the portable kernels run")
+def _triton() -> list[Finding]:
+    subject = "GPU kernels, Triton"
+    try:
+        gpus = kernels.gpu_status()
+        asked = env.gpu_kernels()
+    except SparvarError as error:
+        return [Finding(subject, "broken", str(error))]
+    if not gpus:
+        cases = kernels.static_cases()
+        names, targets = (list(dict.fromkeys(getattr(c, part) for c in cases)) for part in ("kernel", "target"))
+        return [Finding(subject, "note", f"no GPU here; {len(names)} kernels compile for {', '.join(targets)}")]
+    found = []
+    for index, gpu in enumerate(gpus):
+        name = f"{subject}, GPU {index}"
+        if gpu.usable:
+            found.append(Finding(name, "ok", f"run on {gpu.name}, {env.gpu_tune()} configurations"))
+        else:
+            state: State = "broken" if asked == "triton" else "note"
+            found.append(Finding(name, state, f"torch ops run on {gpu.name}, many times slower: {gpu.reason}"))
+    return found
 
 
 def _weights() -> Finding:
@@ -142,6 +159,7 @@ def examine() -> list[Finding]:
         *_hardware(),
         _compiler(),
         *_kernels(),
+        *_triton(),
         _weights(),
         _plans(),
         _cache(),

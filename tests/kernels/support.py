@@ -48,8 +48,8 @@ def random_columns(batch: int, heads: int, tiles: int, keys: int, capacity: int)
 
 def score_error(q: Tensor, k: Tensor, scale: float) -> float:
     """Bound of |s - s64|: the product's sum, the two roundings of the scaled q, and the shift by the maximum."""
-    magnitude = float((q.double().abs() @ k.double().abs().transpose(2, 3)).max()) * scale
-    peak = float((q.double() @ k.double().transpose(2, 3)).abs().max()) * scale
+    magnitude = float((q.double().abs() @ k.double().abs().transpose(2, 3)).max()) * abs(scale)
+    peak = float((q.double() @ k.double().transpose(2, 3)).abs().max()) * abs(scale)
     return U * ((LAMBDA * math.sqrt(q.shape[-1]) + 3) * magnitude + 2 * peak)
 
 
@@ -71,3 +71,23 @@ def assert_within(actual: Tensor, exact: Tensor, bound: Tensor | float) -> None:
     if not bool(good.all()):
         excess = float((error / bound).nan_to_num(nan=math.inf).max())
         raise AssertionError(f"{int((~good).sum())} of {good.numel()} elements off, worst {excess:.3g} times the bound")
+
+
+# Triton kernels round the weights to the dtype of v before the product, as tensor cores take both operands in it.
+# The interpreter truncates where GPUs round to nearest, which is twice as far for bfloat16 (Triton 3.6 and 3.7).
+TRITON_ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}
+
+
+def triton_bound(q: Tensor, k: Tensor, v: Tensor, scale: float, exact: Tensor, mixed: Tensor, kept: int) -> Tensor:
+    """Elementwise bound of |out - exact| for Triton kernels: `attention_bound`, and the rounding of weights.
+
+    `mixed` is what the reference gives for |v|. A rounded weight is off by its unit roundoff, which makes
+    u * sum p |v| of it; in float16 weights below 2^-14 are off by half the spacing of subnormals instead, each, and
+    the largest weight being 1 their sum is not below it.
+    """
+    bound = attention_bound(q, k, v, scale, exact) - OUTPUT_ROUNDING[q.dtype] * exact.abs()
+    bound = bound + TRITON_ROUNDING[q.dtype] * exact.abs()
+    if q.dtype != torch.float32:
+        bound = bound + TRITON_ROUNDING[q.dtype] * (1 + weight_error(q, k, scale)) * mixed
+        bound = bound + SMALLEST[q.dtype] * kept * float(v.double().abs().max())
+    return bound * (1 + TRITON_ROUNDING[q.dtype])

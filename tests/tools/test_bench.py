@@ -9,7 +9,7 @@ import torch
 
 from sparvar import kernels
 from sparvar.errors import KernelError
-from sparvar.tools import bench_ops
+from sparvar.tools import bench_ops, bench_static
 from tests.tools.conftest import Tiny
 
 
@@ -64,3 +64,18 @@ def test_run_case_takes_ratios_in_both_directions() -> None:
     assert found["ratio"].startswith("other / ours")
     case.cost = True
     assert bench_ops.run_case(case, rounds=1)["ratio"].startswith("ours / other")
+
+
+def test_static_quick(invoke: Any, tmp_path: Path) -> None:
+    done = invoke("bench", "ops", "--static", "--quick", "--json", tmp_path / "static.json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads((tmp_path / "static.json").read_text())
+    assert len(result["cases"]) == 12 and {case["dtype"] for case in result["cases"]} == {"bf16"}
+    assert all(case["spills"] == case["stack"] == 0 and case["matrix"] for case in result["cases"])
+    assert "HGMMA" in done.stdout and "UTCHMMA" in done.stdout
+
+
+def test_static_problems_end_with_an_error() -> None:
+    case = {"kernel": "column_sums", "variant": "pinned", "target": "sm_80", "dtype": "bf16", "head_dim": 64}
+    with pytest.raises(KernelError, match=r"column_sums .pinned. sm_80 bf16 64: must be fit to run, got spills"):
+        bench_static.refuse_problems({"cases": [{**case, "problems": ["spills registers"]}]})

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sparvar import env
+from sparvar import env, kernels
 from sparvar.tools import cmd_doctor
 from sparvar.tools.cmd_doctor import Finding
 from tests.tools.conftest import run_command
@@ -30,3 +30,30 @@ def test_exit_code_is_1_only_when_something_is_broken(invoke, monkeypatch: pytes
     done = invoke("doctor")
     assert done.exit_code == 1
     assert "broken: weights" in done.stdout
+
+
+def test_triton_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "gpu_status", list)
+    (finding,) = cmd_doctor._triton()
+    assert finding.state == "note"
+    assert finding.found.startswith("no GPU here; ")
+    assert "kernels compile for sm_80, sm_89, sm_90, sm_100, gfx90a, gfx942" in finding.found
+
+
+@pytest.mark.parametrize(("asked", "state"), [("auto", "note"), ("triton", "broken")])
+def test_triton_per_gpu(asked: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = kernels.GpuStatus("NVIDIA H200", True, "")
+    old = kernels.GpuStatus("Tesla V100", False, "compute capability 7.0 is below 8.0")
+    monkeypatch.setattr(kernels, "gpu_status", lambda: [good, old])
+    monkeypatch.setenv("SPARVAR_GPU_KERNELS", asked)
+    first, second = cmd_doctor._triton()
+    assert first == Finding("GPU kernels, Triton, GPU 0", "ok", "run on NVIDIA H200, pinned configurations")
+    assert (second.state, second.subject) == (state, "GPU kernels, Triton, GPU 1")
+    assert second.found == "torch ops run on Tesla V100, many times slower: compute capability 7.0 is below 8.0"
+
+
+def test_a_wrong_choice_of_gpu_kernels_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARVAR_GPU_KERNELS", "fast")
+    monkeypatch.setattr(kernels, "gpu_status", list)
+    (finding,) = cmd_doctor._triton()
+    assert finding.state == "broken" and "must be auto, triton or portable" in finding.found

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from sparvar.kernels.attention_stats import cpu, portable
 from sparvar.kernels.common.checks import attention_output, check_attention, check_inference
+from sparvar.kernels.common.gpu import triton_kernels
 from sparvar.kernels.common.library import define
 from sparvar.kernels.common.native import use_native
 
 __all__ = ["attention_stats"]
+
+
+def _gpu(q: Tensor, *_: object) -> ModuleType | None:
+    return triton_kernels("attention_stats", q.device, q.dtype)
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,6 +25,9 @@ def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor,
     check_inference("attention_stats", q, k, v)
     if q.device.type == "cpu" and q.dtype != torch.float64 and use_native():
         return cpu.run(q, k, v, scale)
+    if (kernels := _gpu(q)) is not None:
+        result: tuple[Tensor, Tensor, Tensor] = kernels.run(q, k, v, scale)
+        return result
     return portable.run(q, k, v, scale)
 
 
@@ -27,7 +37,9 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor
     return attention_output(q), row, torch.empty_like(row)
 
 
-_op = define("attention_stats(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor, Tensor)", _run, _fake)
+_op = define(
+    "attention_stats(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor, Tensor)", _run, _fake, _gpu
+)
 
 
 def attention_stats(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

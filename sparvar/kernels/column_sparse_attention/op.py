@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from sparvar.kernels.common.checks import (
     fail,
 )
 from sparvar.kernels.common.geometry import tile_count
+from sparvar.kernels.common.gpu import triton_kernels
 from sparvar.kernels.common.library import define
 from sparvar.kernels.common.native import use_native
 
@@ -47,6 +50,10 @@ def _check(
         raise fail("correction", f"be on the device of q, {q.device}", correction.device)
 
 
+def _gpu(q: Tensor, *_: object) -> ModuleType | None:
+    return triton_kernels("column_sparse_attention", q.device, q.dtype)
+
+
 def _run(
     q: Tensor,
     k: Tensor,
@@ -64,6 +71,9 @@ def _run(
     check_inference("column_sparse_attention", q, k, v, correction)
     if q.device.type == "cpu" and q.dtype != torch.float64 and use_native():
         return cpu.run(q, k, v, indices, counts, scale, grid_h, grid_w, tile_h, tile_w, correction)
+    if (kernels := _gpu(q)) is not None:
+        result: Tensor = kernels.run(q, k, v, indices, counts, scale, grid_h, grid_w, tile_h, tile_w, correction)
+        return result
     return portable.run(q, k, v, indices, counts, scale, grid_h, grid_w, tile_h, tile_w, correction)
 
 
@@ -89,6 +99,7 @@ _op = define(
     "int grid_w, int tile_h, int tile_w, Tensor? correction=None) -> Tensor",
     _run,
     _fake,
+    _gpu,
 )
 
 

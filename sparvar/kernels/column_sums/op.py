@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from sparvar.kernels.column_sums import cpu, portable
 from sparvar.kernels.common.checks import check_attention, check_geometry, check_inference, check_positive, fail
 from sparvar.kernels.common.geometry import tile_count
+from sparvar.kernels.common.gpu import triton_kernels
 from sparvar.kernels.common.library import define
 from sparvar.kernels.common.native import use_native
 
@@ -26,6 +29,10 @@ def _check(q: Tensor, k: Tensor, lse: Tensor, grid_h: int, grid_w: int, tile_h: 
         raise fail("lse", f"be on the device of q, {q.device}", lse.device)
 
 
+def _gpu(q: Tensor, *_: object) -> ModuleType | None:
+    return triton_kernels("column_sums", q.device, q.dtype)
+
+
 def _run(
     q: Tensor, k: Tensor, lse: Tensor, scale: float, grid_h: int, grid_w: int, tile_h: int, tile_w: int, stride: int = 1
 ) -> Tensor:
@@ -33,6 +40,9 @@ def _run(
     check_inference("column_sums", q, k, lse)
     if q.device.type == "cpu" and q.dtype != torch.float64 and use_native():
         return cpu.run(q, k, lse, scale, grid_h, grid_w, tile_h, tile_w, stride)
+    if (kernels := _gpu(q)) is not None:
+        result: Tensor = kernels.run(q, k, lse, scale, grid_h, grid_w, tile_h, tile_w, stride)
+        return result
     return portable.run(q, k, lse, scale, grid_h, grid_w, tile_h, tile_w, stride)
 
 
@@ -49,6 +59,7 @@ _op = define(
     "int stride=1) -> Tensor",
     _run,
     _fake,
+    _gpu,
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.native import native_symbol
 
-__all__ = ["DTYPE_CODES", "call", "operand", "rows_contiguous", "shared"]
+__all__ = ["DTYPE_CODES", "call", "list_strides", "operand", "rows_contiguous", "shared"]
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NO_OPERAND = (0, 0, 0, 0)
@@ -28,10 +28,15 @@ def operand(x: Tensor | None) -> tuple[int, ...]:
     return NO_OPERAND if x is None else (x.data_ptr(), *x.stride()[:3])
 
 
-def shared(x: Tensor) -> tuple[int, ...]:
-    """Return pointer and strides of a list tensor [B', H', G, ...]; an axis of size 1 is broadcast by stride 0."""
+def list_strides(x: Tensor) -> tuple[int, int, int]:
+    """Return strides (batch row, head, tile) of a list tensor [B', H', G, ...]; an axis of size 1 is broadcast by 0."""
     batch, head, tile = x.stride()[:3]
-    return (x.data_ptr(), batch if x.shape[0] > 1 else 0, head if x.shape[1] > 1 else 0, tile)
+    return batch if x.shape[0] > 1 else 0, head if x.shape[1] > 1 else 0, tile
+
+
+def shared(x: Tensor) -> tuple[int, ...]:
+    """Return pointer and `list_strides` of a list tensor."""
+    return (x.data_ptr(), *list_strides(x))
 
 
 def call(name: str, fields: tuple[int | float, ...], *, reports: bool = False) -> None:

@@ -1,0 +1,59 @@
+"""The check of column lists on the device: one pass over them and an assertion that the host does not wait for."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparvar.kernels.common.library import launchable
+
+__all__ = ["check_lists", "check_lists_kernel"]
+
+BLOCK = 1024
+MESSAGE = "indices, counts: must be ascending lists of keys that exist without duplicates, of 1 to K columns each"
+
+
+@triton.jit
+def check_lists_kernel(
+    indices_ptr,
+    counts_ptr,
+    good_ptr,
+    indices_batch,
+    indices_head,
+    indices_tile,
+    indices_column,
+    counts_batch,
+    counts_head,
+    counts_tile,
+    keys,
+    capacity,
+    BLOCK: tl.constexpr,
+):
+    """Store 0 to good[0] if one list is bad. A program per list."""
+    tile = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    columns = indices_ptr + batch * indices_batch + head * indices_head + tile * indices_tile
+    count = tl.load(counts_ptr + batch * counts_batch + head * counts_head + tile * counts_tile)
+    wrong = ((count < 1) | (count > capacity)).to(tl.int32)
+    used = tl.minimum(count, capacity)
+    for start in tl.range(0, used, BLOCK):
+        slot = start + tl.arange(0, BLOCK)
+        here = tl.load(columns + slot * indices_column, mask=slot < used, other=0)
+        # -1 before the first makes a negative first column a descent; later ones descend if they are negative.
+        before = tl.load(columns + (slot - 1) * indices_column, mask=(slot > 0) & (slot < used), other=-1)
+        bad = (slot < used) & ((here <= before) | (here >= keys))
+        wrong = tl.maximum(wrong, tl.max(bad.to(tl.int32), 0))
+    tl.store(good_ptr, 0, mask=wrong > 0)
+
+
+def check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:
+    """Assert on the device that indices [B', H', G, K] and counts [B', H', G] are lists of `keys` keys."""
+    batch, heads, tiles, capacity = indices.shape
+    good = torch.ones(1, dtype=torch.int32, device=indices.device)
+    launchable(check_lists_kernel, good)[tiles, heads, batch](
+        indices, counts, good, *indices.stride(), *counts.stride(), keys, capacity, BLOCK=BLOCK, num_warps=4
+    )
+    torch._assert_async(good, MESSAGE)
