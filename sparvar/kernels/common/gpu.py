@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 
 import torch
 
 from sparvar import env
 from sparvar.errors import KernelError, SparvarWarning, message
 
-__all__ = ["OLDEST_CAPABILITY", "GpuStatus", "gpu_status", "use_triton"]
+__all__ = ["OLDEST_CAPABILITY", "GpuStatus", "gpu_status", "triton_kernels", "use_triton"]
 
 OLDEST_CAPABILITY = (8, 0)  # Ampere: bf16 tensor cores and asynchronous copies
 REMEDY = "install triton and use an Ampere or newer GPU, or set SPARVAR_GPU_KERNELS=portable"
@@ -71,3 +73,13 @@ def gpu_status() -> list[GpuStatus]:
         reason = "SPARVAR_GPU_KERNELS=portable" if env.gpu_kernels() == "portable" else _obstacle(index)
         found.append(GpuStatus(torch.cuda.get_device_name(index), not reason, reason))
     return found
+
+
+def triton_kernels(op: str, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """Return the module of the op's Triton kernels where they serve `device` and `dtype`, else None.
+
+    Imported here, as the package must be usable where Triton is not installed. Triton has no float64 tensor cores.
+    """
+    if dtype == torch.float64 or not use_triton(device):
+        return None
+    return importlib.import_module(f"sparvar.kernels.{op}.gpu")
