@@ -167,6 +167,18 @@ def test_only_the_rows_are_written(what: str | None) -> None:
     assert int(out[guard:-guard].min()) >= 0 and int(out[guard:-guard].max()) < total
 
 
+def test_nothing_beyond_the_list_is_read() -> None:
+    keys = torch.arange(16, dtype=torch.int32, device=DEVICE)  # the list is the first 10
+    spans = torch.tensor([[key, 1, 1, 0] for key in range(16)], dtype=torch.int32, device=DEVICE)
+    for count in (4, 10, 11):
+        absent = torch.ones(32, dtype=torch.uint8, device=DEVICE)
+        valid = torch.ones(1, dtype=torch.uint8, device=DEVICE)
+        counts = torch.tensor([count], dtype=torch.int32, device=DEVICE)
+        gpu.mark_kernel[(1, 1)](keys, counts, spans, absent, valid, 0, 0, 0, 0, 0, 0, 1, 1, 10, 16, 32, BLOCK=16)
+        assert (absent == 0).nonzero().flatten().tolist() == list(range(min(count, 10)))
+        assert int(valid) == (count <= 10)
+
+
 def test_a_list_longer_than_its_room_is_cut() -> None:
     row_bytes, capacity, guard = gpu.GATHER_BLOCK, 5, 64
     absent = torch.zeros(row_bytes, dtype=torch.uint8, device=DEVICE)

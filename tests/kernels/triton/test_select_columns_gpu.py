@@ -78,11 +78,12 @@ def test_portable_agrees_on_every_value() -> None:
         assert torch.equal(portable.run(sums, kept)[0], reference.run(sums, kept)[0])
 
 
-def test_only_the_rows_are_written() -> None:
-    rows, columns, kept = 3, 333, 41
+@pytest.mark.parametrize(("rows", "distinct"), [(3, True), (1, False)])
+def test_only_the_rows_are_written(rows: int, distinct: bool) -> None:
+    columns, kept = 333, 41
     guarded = torch.full((rows * kept + 400,), POISON, dtype=torch.int32, device=DEVICE)
     counts = torch.full((rows + 400,), POISON, dtype=torch.int32, device=DEVICE)
-    sums = torch.rand(rows, columns, device=DEVICE)
+    sums = torch.rand(rows, columns, device=DEVICE) if distinct else torch.ones(rows, columns, device=DEVICE)
     constants = {"RESIDENT": True, "BLOCK": 512, "CHUNK": 128}
     gpu.select_kernel[(rows,)](sums, guarded[200:], counts[200:], columns, kept, **constants, num_warps=1)
     inner = slice(200, 200 + rows * kept)
