@@ -23,7 +23,8 @@ from sparvar.kernels.map_columns.spans import key_spans, source_tiles, windows_o
 __all__ = ["KERNELS", "aot_cases", "run"]
 
 MARK_BLOCK, MARK_WARPS = 512, 4
-GATHER_BLOCK, GATHER_WARPS = 2048, 8
+GATHER_BLOCK, GATHER_WARPS = 512, 4  # pairs of words of four keys
+ROW_UNIT = 8 * GATHER_BLOCK
 
 
 @triton.jit
@@ -72,6 +73,25 @@ def mark_kernel(
 
 
 @triton.jit
+def _kept(absent: tl.tensor, fixed: tl.tensor, word: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Return words with a byte of 1 for every kept key, and with the number of the first i + 1 of them in byte i."""
+    kept = (tl.load(absent + word) & tl.load(fixed + word)) ^ 0x01010101
+    return kept, kept * 0x01010101
+
+
+@triton.jit
+def _write(
+    target: tl.tensor, capacity: tl.tensor, key: tl.tensor, kept: tl.tensor, upto: tl.tensor, end: tl.tensor
+) -> None:
+    """Store the kept keys of words whose first key is `key` and whose last kept one goes before slot `end`."""
+    # No list is longer by the geometry of capacities; if one were, the next tile's list must stay whole.
+    kept = tl.where(end <= capacity, kept, 0)
+    before = end - (upto >> 24) - 1
+    for i in tl.static_range(4):
+        tl.store(target + before + ((upto >> (8 * i)) & 0xFF), key + i, mask=(kept & (1 << (8 * i))) != 0)
+
+
+@triton.jit(do_not_specialize=["row_words"])
 def gather_kernel(
     absent: tl.tensor,
     fixed: tl.tensor,
@@ -80,29 +100,36 @@ def gather_kernel(
     out_counts: tl.tensor,
     tiles: tl.tensor,
     source_tiles: tl.tensor,
-    row_bytes: tl.tensor,
+    row_words: tl.tensor,
     capacity: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """Write the keys that are 0 in the source tile's row or in the tile's own row, ascending, zeros behind them.
 
-    Rows are padded with ones to a multiple of BLOCK, so loads need no mask and are as wide as the hardware has them.
+    Four keys are one word of a row, and a scan counts two words at once: with one load and one scan for each key the
+    kernel was three times as long. Rows are padded with ones to a multiple of 2 BLOCK words. That their length is a
+    multiple of 16 is kept from the compiler: it would load four words a thread and then pass every pointer through
+    shared memory, as neighbours must store to neighbouring places.
     """
     row = tl.program_id(0)
     tile = row % tiles
     source = (row // tiles).to(tl.int64) * source_tiles + tl.load(sources + tile)
-    mapped = absent + source * row_bytes
-    own = fixed + tile.to(tl.int64) * row_bytes
+    mapped = absent + source * row_words
+    own = fixed + tile.to(tl.int64) * row_words
     target = out + row.to(tl.int64) * capacity
     lane = tl.arange(0, BLOCK)
     count = tl.full((), 0, tl.int32)
-    for start in range(0, row_bytes, BLOCK):
-        key = start + lane
-        kept = (tl.load(mapped + key) & tl.load(own + key)) == 0
-        ones = kept.to(tl.int32)
-        place = count + tl.cumsum(ones, axis=0) - ones
-        tl.store(target + place, key, mask=kept & (place < capacity))
-        count += tl.sum(ones, axis=0)
+    for start in range(0, row_words, 2 * BLOCK):
+        word = start + lane
+        left, left_upto = _kept(mapped, own, word)
+        right, right_upto = _kept(mapped, own, word + BLOCK)
+        pair = (left_upto >> 24) | (right_upto >> 24 << 16)
+        end = tl.cumsum(pair, axis=0)
+        total = tl.sum(pair, axis=0)
+        half = count + (total & 0xFFFF)
+        _write(target, capacity, 4 * word, left, left_upto, count + (end & 0xFFFF))
+        _write(target, capacity, 4 * (word + BLOCK), right, right_upto, half + (end >> 16))
+        count = half + (total >> 16)
     for start in range(count, capacity, BLOCK):
         tl.store(target + start + lane, 0, mask=start + lane < capacity)
     tl.store(out_counts + row, count)
@@ -137,8 +164,8 @@ def _tables(
     grids = tuple((heights[scale - 1], widths[scale - 1]) for scale in (source_scale, target_scale))
     boxes = window_boxes(schedule, target_scale, tile, windows_of(target_scale, window, sink_scales))
     with torch.inference_mode(False):
-        row_bytes = triton.cdiv(total, GATHER_BLOCK) * GATHER_BLOCK
-        fixed = torch.ones(boxes.shape[0], row_bytes, dtype=torch.uint8, device="cpu")
+        row = triton.cdiv(total, ROW_UNIT) * ROW_UNIT
+        fixed = torch.ones(boxes.shape[0], row, dtype=torch.uint8, device="cpu")
         fixed[:, :total].masked_fill_(mask_boxes(boxes, total, offsets[sink_scales]), 0)
         return _Tables(
             key_spans(schedule, source_scale, target_scale, index_map, sink_scales).to(device),
@@ -197,14 +224,14 @@ def run(
     launch(
         gather_kernel,
         (batch * heads * tiles,),
-        scratch,
-        tables.fixed,
+        scratch[:-1].view(torch.int32),
+        tables.fixed.view(torch.int32),
         tables.sources,
         out,
         out_counts,
         tiles,
         from_tiles,
-        row_bytes,
+        row_bytes // 4,
         capacity,
         BLOCK=GATHER_BLOCK,
         num_warps=GATHER_WARPS,
@@ -217,7 +244,7 @@ def run(
 def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int, str]]:
     """Return (kernel, signature, constexprs, num_warps, num_stages, name) of what `run` compiles, for any GPU."""
     mark = {"indices": "*i32", "counts": "*i32", "spans": "*i32", "absent": "*u8", "valid": "*u8"}
-    gather = {"absent": "*u8", "fixed": "*u8", "sources": "*i32", "out": "*i32", "out_counts": "*i32"}
+    gather = {"absent": "*i32", "fixed": "*i32", "sources": "*i32", "out": "*i32", "out_counts": "*i32"}
     cases = []
     for kernel, pointers, block, warps, name in (
         (mark_kernel, mark, MARK_BLOCK, MARK_WARPS, "map_columns mark"),

@@ -74,14 +74,14 @@ def test_ratio_and_its_transpose(index_map: str, heights: list[int], widths: lis
 
 @pytest.mark.parametrize("index_map", MAPS)
 def test_several_blocks_of_keys_and_of_source_columns(index_map: str) -> None:
-    heights = widths = [1, 16, 32, 48]
+    heights = widths = [1, 16, 32, 56]
     keys = 1 + 256 + 1024
-    indices, counts = random_columns(1, 1, 1, keys, 700)
-    counts[:] = 700
-    indices[0, 0, 0] = torch.randperm(keys)[:700].sort().values
-    out, _ = check(indices, counts, heights, widths, 0, 3, 4, 48, 48, index_map, 1, 7)
-    assert indices.shape[3] > gpu.MARK_BLOCK and int(out.max()) > gpu.GATHER_BLOCK
-    assert out.shape[3] > gpu.GATHER_BLOCK, "the tail of zeros spans blocks"
+    indices = torch.zeros(1, 1, 1, keys, dtype=torch.int32)
+    indices[0, 0, 0, :600] = torch.randperm(keys)[:600].sort().values
+    counts = torch.full((1, 1, 1), 600, dtype=torch.int32)
+    out, out_counts = check(indices, counts, heights, widths, 0, 3, 4, 56, 56, index_map, 1, 7)
+    assert int(counts) > gpu.MARK_BLOCK and int(out.max()) > gpu.ROW_UNIT
+    assert out.shape[3] - int(out_counts.min()) > gpu.GATHER_BLOCK, "the tail of zeros spans blocks"
 
 
 def test_a_footprint_of_the_whole_grid() -> None:
@@ -158,8 +158,9 @@ def test_only_the_rows_are_written(what: str | None) -> None:
     assert set(absent[guard:-guard].unique().tolist()) <= {0, 1}
     total = 1 + 4 + 16 + 64
     assert torch.all(absent[guard:-guard].view(rows, row_bytes)[:, total:] == 1), "no key beyond the last"
+    words = absent[guard:-guard].view(torch.int32), tables.fixed.view(torch.int32)
     gpu.gather_kernel[(tiles,)](
-        absent[guard:], tables.fixed, tables.sources, out[guard:], out_counts[guard:], tiles, rows, row_bytes, capacity,
+        *words, tables.sources, out[guard:], out_counts[guard:], tiles, rows, row_bytes // 4, capacity,
         BLOCK=gpu.GATHER_BLOCK,
     )  # fmt: skip
     for buffer in (out, out_counts):
@@ -179,12 +180,12 @@ def test_nothing_beyond_the_list_is_read() -> None:
         assert int(valid) == (count <= 10)
 
 
-def test_a_list_longer_than_its_room_is_cut() -> None:
-    row_bytes, capacity, guard = gpu.GATHER_BLOCK, 5, 64
-    absent = torch.zeros(row_bytes, dtype=torch.uint8, device=DEVICE)
+def test_a_list_longer_than_its_room_stays_in_it() -> None:
+    capacity, guard = 6, 64
+    absent = torch.zeros(gpu.ROW_UNIT // 4, dtype=torch.int32, device=DEVICE)
     sources = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     out = torch.full((capacity + guard,), POISON, dtype=torch.int32, device=DEVICE)
     count = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    gpu.gather_kernel[(1,)](absent, absent, sources, out, count, 1, 1, row_bytes, capacity, BLOCK=gpu.GATHER_BLOCK)
-    assert out[:capacity].tolist() == [0, 1, 2, 3, 4]
+    gpu.gather_kernel[(1,)](absent, absent, sources, out, count, 1, 1, len(absent), capacity, BLOCK=gpu.GATHER_BLOCK)
+    assert out[:4].tolist() == [0, 1, 2, 3], "whole words of four keys"
     assert torch.all(out[capacity:] == POISON)
