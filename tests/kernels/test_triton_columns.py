@@ -69,3 +69,42 @@ def test_launches_match_the_signatures() -> None:
     for kernel, signature, constants, _, _, name in cases().values():
         assert list(signature) == kernel.arg_names, name
         assert {key for key, kind in signature.items() if kind == "constexpr"} == set(constants), name
+
+
+# Fake tensors say that they are on a GPU, and Triton compiles for sm_90 as far as torch needs to see what is written.
+TRACE = """
+import torch, triton
+from torch._functorch.aot_autograd import aot_export_module
+from torch._subclasses import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from sparvar import kernels
+from sparvar.kernels.common import gpu
+
+
+class Driver:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+triton.runtime.driver.set_active(Driver())
+gpu._obstacle = lambda index: ""
+
+
+class Model(torch.nn.Module):
+    def forward(self, sums):
+        columns = kernels.select_columns(sums + 1, 7)
+        return kernels.map_columns(*columns, [2, 4, 8], [2, 4, 8], 0, 2, 3, 4, 4, "relative", 1, 3)
+
+
+with FakeTensorMode(), torch.no_grad():
+    module = aot_export_module(Model(), (torch.empty(1, 2, 1, 20, device="cuda"),), trace_joint=False)[0]
+names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+kernels_of_select = [node for node in module.graph.nodes if "triton_kernel_wrapper_functional" in str(node.target)]
+assert [set(node.kwargs["tensors_to_clone"]) for node in kernels_of_select] == [{"indices", "counts"}], names
+assert "sparvar.select_columns.default" not in names and "sparvar.map_columns.default" in names, names
+"""
+
+
+@compiled
+def test_traced_select_is_its_kernel_and_map_stays_whole() -> None:
+    subprocess.run([sys.executable, "-c", TRACE], check=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
