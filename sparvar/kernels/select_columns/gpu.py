@@ -27,19 +27,16 @@ CHUNK_PER_WARP = 128
 
 
 @triton.jit
-def _order(x: tl.tensor) -> tl.tensor:
-    """Monotone map of fp32 to uint32: -0 equals +0, any NaN is the largest; 0 stays below all."""
+def _keys(x: tl.tensor, inside: tl.tensor) -> tl.tensor:
+    """Monotone map of fp32 to uint32: -0 equals +0, any NaN is the largest; 0, below all, where not `inside`.
+
+    It takes values and loads nothing: torch takes a pointer given to a function whose result decides where a kernel
+    stores for one that is stored to, and would copy the sums.
+    """
     bits = x.to(tl.uint32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     key = tl.where(bits != magnitude, 0x80000000 - magnitude, 0x80000000 + magnitude)
-    return tl.where(magnitude > 0x7F800000, 0xFFFFFFFF, key)
-
-
-@triton.jit
-def _keys(row: tl.tensor, column: tl.tensor, columns: tl.tensor) -> tl.tensor:
-    """Return the keys of the columns, 0 beyond the end of the row."""
-    inside = column < columns
-    return tl.where(inside, _order(tl.load(row + column, mask=inside, other=0.0)), 0)
+    return tl.where(inside, tl.where(magnitude > 0x7F800000, 0xFFFFFFFF, key), 0)
 
 
 @triton.jit
@@ -58,7 +55,7 @@ def select_kernel(
     source = sums + row * columns
     target = indices + row * kept
     lane = tl.arange(0, BLOCK)
-    keys = _keys(source, lane, columns)
+    keys = _keys(tl.load(source + lane, mask=lane < columns, other=0.0), lane < columns)  # [BLOCK]
 
     # The largest threshold that at least `kept` keys reach, from the highest bit down.
     threshold = tl.full((), 0, tl.uint32)
@@ -70,7 +67,9 @@ def select_kernel(
         hits = (keys >= candidate).to(tl.int32)  # [BLOCK]
         if not RESIDENT:
             for start in range(BLOCK, columns, BLOCK):
-                hits += (_keys(source, start + lane, columns) >= candidate).to(tl.int32)
+                inside = start + lane < columns
+                more = _keys(tl.load(source + start + lane, mask=inside, other=0.0), inside)
+                hits += (more >= candidate).to(tl.int32)
         count = tl.sum(hits, axis=0)
         enough = count >= kept
         threshold = tl.where(enough, candidate, threshold)
@@ -87,14 +86,15 @@ def select_kernel(
     part = tl.arange(0, CHUNK)
     for start in range(0, columns, CHUNK):
         column = start + part
-        again = _keys(source, column, columns)  # [CHUNK], read again: scans of whole rows would spill
+        inside = column < columns
+        again = _keys(tl.load(source + column, mask=inside, other=0.0), inside)  # [CHUNK], whole rows would spill here
         greater = again > threshold
         equal = again == threshold
         pair = greater.to(tl.int32) + (equal.to(tl.int32) << 16)  # one scan for both: CHUNK is below 2 ** 15
         before = tl.cumsum(pair, axis=0) - pair
         rank = equal_before + (before >> 16)
         place = greater_before + (before & 0xFFFF) + tl.minimum(rank, ties)
-        taken = (greater | (equal & (rank < ties))) & (column < columns)
+        taken = (greater | (equal & (rank < ties))) & inside
         tl.store(target + place, column, mask=taken)
         total = tl.sum(pair, axis=0)
         greater_before += total & 0xFFFF
