@@ -89,7 +89,9 @@ def test_errors(arguments: dict, text: str) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=st.lists(
-        st.sampled_from([0.0, -0.0, 1e-40, 0.25, 0.5, 1.0, 3.0, float("inf"), -2.0]), min_size=1, max_size=70
+        st.sampled_from([0.0, -0.0, 1e-40, 0.25, 0.5, 1.0, 3.0, math.inf, -math.inf, math.nan, -math.nan, -2.0]),
+        min_size=1,
+        max_size=70,
     ),
     budget=st.integers(1, 80),
 )

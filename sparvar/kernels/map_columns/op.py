@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from sparvar.kernels.common.checks import check_columns
 from sparvar.kernels.common.geometry import tile_count
+from sparvar.kernels.common.gpu import triton_kernels
 from sparvar.kernels.common.library import define
 from sparvar.kernels.common.native import use_native
 from sparvar.kernels.map_columns import cpu, portable
@@ -69,7 +70,11 @@ def _run(
         window,
     )
     schedule = (tuple(heights[:target_scale]), tuple(widths[:target_scale]), prefix)
-    run = cpu.run if indices.device.type == "cpu" and use_native() else portable.run
+    run: Callable[..., tuple[Tensor, Tensor]] = portable.run
+    if indices.device.type == "cpu" and use_native():
+        run = cpu.run
+    elif (kernels := triton_kernels("map_columns", indices.device, indices.dtype)) is not None:
+        run = kernels.run
     return run(
         indices,
         counts,
@@ -117,6 +122,7 @@ def _fake(
     return indices.new_empty((*lead, capacity)), indices.new_empty(lead)
 
 
+# Opaque to tracers, also on GPUs: its tables are tensors kept per schedule, which no traced graph can hold.
 _op = define(
     "map_columns(Tensor indices, Tensor counts, int[] heights, int[] widths, int prefix, int source_scale, "
     "int target_scale, int tile_h, int tile_w, str index_map, int sink_scales, int window) -> (Tensor, Tensor)",
@@ -151,7 +157,8 @@ def map_columns(
     the tokens of the first `sink_scales` scales stay themselves and are in every list. `window` adds, at the target
     scale, the odd square around each query of the tile (0: none).
 
-    Raises `KernelError` on wrong shapes, scales or geometry; on the CPU also on indices or counts out of range.
+    Raises `KernelError` on wrong shapes, scales or geometry; on the CPU also on indices or counts out of range,
+    which on GPUs fail an assertion on the device.
     """
     result: tuple[Tensor, Tensor] = _op(
         indices,

@@ -13,12 +13,14 @@ struct SelectArguments {
     int64_t threads;
 };
 
-// Monotone map of floats to unsigned integers: -0 equals +0, a positive NaN is the largest.
+// Monotone map of floats to unsigned integers: -0 equals +0, every NaN is the largest, whatever its sign or payload
+// (x86 makes negative ones of 0 / 0 and inf - inf).
 inline uint32_t order(float x) {
-    x += 0.0f;
     uint32_t u;
     std::memcpy(&u, &x, 4);
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
+    const uint32_t magnitude = u & 0x7fffffffu;
+    const uint32_t key = u != magnitude ? 0x80000000u - magnitude : 0x80000000u + magnitude;
+    return magnitude > 0x7f800000u ? 0xffffffffu : key;
 }
 
 // Bisection over the 32 bits of the threshold: each step is one vectorised count over a row in the L1 cache.

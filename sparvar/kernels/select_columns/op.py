@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from sparvar.kernels.common.checks import check_positive, fail
+from sparvar.kernels.common.gpu import triton_kernels
 from sparvar.kernels.common.library import define
 from sparvar.kernels.common.native import use_native
 from sparvar.kernels.select_columns import cpu, portable
@@ -22,10 +25,17 @@ def _check(sums: Tensor, budget: int) -> int:
     return min(budget, sums.shape[3])
 
 
+def _gpu(sums: Tensor, *_: object) -> ModuleType | None:
+    return triton_kernels("select_columns", sums.device, sums.dtype)
+
+
 def _run(sums: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     kept = _check(sums, budget)
     if sums.device.type == "cpu" and sums.dtype == torch.float32 and use_native():
         return cpu.run(sums, kept)
+    if (kernels := _gpu(sums)) is not None:
+        result: tuple[Tensor, Tensor] = kernels.run(sums, kept)
+        return result
     return portable.run(sums, kept)
 
 
@@ -35,7 +45,7 @@ def _fake(sums: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     return indices, sums.new_empty(sums.shape[:3], dtype=torch.int32)
 
 
-_op = define("select_columns(Tensor sums, int budget) -> (Tensor, Tensor)", _run, _fake)
+_op = define("select_columns(Tensor sums, int budget) -> (Tensor, Tensor)", _run, _fake, _gpu)
 
 
 def select_columns(sums: Tensor, budget: int) -> tuple[Tensor, Tensor]:
