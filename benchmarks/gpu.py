@@ -40,12 +40,12 @@ REACH = {
 
 def correctness(quick: bool) -> dict[str, Any]:
     """Closing lines of the tests marked ``gpu``, plain and under compute-sanitizer where it is installed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "tests/kernels/test_gpu.py"]
     root = Path(__file__).parents[1]
     found: dict[str, Any] = {}
     runs = {"pytest": command + (["-k", "small"] if quick else [])}
     if sanitizer := shutil.which("compute-sanitizer"):
-        runs["compute-sanitizer"] = [sanitizer, "--error-exitcode", "1", *command, "-k", "small"]
+        runs["compute-sanitizer"] = [sanitizer, "--error-exitcode", "1", *command, "-k", "small or bfloat16-64"]
     else:
         found["compute-sanitizer"] = "not installed"
     for name, run in runs.items():

@@ -1,4 +1,4 @@
-"""The Triton kernels of the column lists: interpreted in a process of their own, and compiled ahead of time."""
+"""The Triton kernels of the column lists, compiled ahead of time and traced."""
 
 from __future__ import annotations
 
@@ -14,17 +14,8 @@ import pytest
 triton = pytest.importorskip("triton")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FILES = ("triton/test_select_columns_gpu.py", "triton/test_map_columns_gpu.py")
 TARGETS = (("cuda", 80, 32), ("cuda", 89, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64))
 compiled = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1: nothing compiles")
-
-
-def test_interpreted() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / f) for f in FILES)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert re.search(r"\b[1-9]\d* passed", done.stdout)
 
 
 def cases() -> dict[str, Any]:

@@ -23,10 +23,11 @@ import torch
 
 from sparvar import env
 from sparvar.errors import KernelError, SparvarWarning, message
+from sparvar.kernels.common.gpu import use_triton
 
 __all__ = ["NativeStatus", "implementation", "native_status", "native_symbol", "use_native"]
 
-Implementation = Literal["native", "portable"]
+Implementation = Literal["native", "triton", "portable"]
 
 SOURCE_DIR = Path(__file__).parent.parent / "native"
 FLAGS = (
@@ -261,5 +262,8 @@ def native_status() -> NativeStatus:
 
 
 def implementation(device: torch.device | str) -> Implementation:
-    """Return what ops on `device` run: `native` (compiled CPU kernels) or `portable` (torch ops)."""
-    return "native" if torch.device(device).type == "cpu" and use_native() else "portable"
+    """Return what ops on `device` run: `native` (compiled CPU kernels), `triton`, or `portable` (torch ops)."""
+    device = torch.device(device)
+    if use_triton(device):
+        return "triton"
+    return "native" if device.type == "cpu" and use_native() else "portable"
