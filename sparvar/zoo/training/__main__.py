@@ -26,7 +26,7 @@ def main(
     """Train tokenizer, decoder and transformer, and write OUT/weights.
 
     Stop with Ctrl-C; the same command goes on where it stopped. Losses on held-out photographs are appended to
-    OUT/*.jsonl. The shipped weights took under two hours on two shared cores with AMX (bf16).
+    OUT/*.jsonl. The shipped weights took about three hours on two shared cores with AMX (bf16).
     """
     torch.manual_seed(seed)
     tokenizer = BitTokenizer()
