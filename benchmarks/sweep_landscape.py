@@ -145,6 +145,20 @@ def refinements() -> Iterator[dict[str, Any]]:
         {"cs4a_layers": [], "first": 12, "wide": {12: wide12}},
     ):
         yield {**base, **change}
+    # With the output correction fewer keys do. The shipped plan is the fifth of these.
+    for change in (
+        {"budgets": {11: 0.2, 12: 0.12, 13: 0.04}},
+        {"budgets": {11: 0.3, 12: 0.12, 13: 0.03}},
+        {"budgets": {11: 0.15, 12: 0.08, 13: 0.03}},
+        {"budgets": {11: 0.3, 12: 0.2, 13: 0.02}},
+        {"budgets": {11: 0.2, 12: 0.12, 13: 0.04}, "sinks": 4},
+        {"budgets": {11: 0.2, 12: 0.12, 13: 0.06}},
+        {"budgets": {11: 0.2, 12: 0.12, 13: 0.05}, "window": 0},
+        {"budgets": {11: 0.2, 12: 0.1, 13: 0.03}, "window": 5},
+        {"decision": 9, "budgets": {10: 0.3, 11: 0.2, 12: 0.12, 13: 0.05}},
+        {"budgets": {11: 0.2, 12: 0.12, 13: 0.03}, "sinks": 6},
+    ):
+        yield {**base, "correction": True, **change}
 
 
 def measure(model: LandscapeVAR, references: list[torch.Tensor], cfg: float) -> dict[str, Any]:

@@ -98,9 +98,11 @@ def upsampled_delta(site: SiteContext, batch: int) -> Tensor | None:
     if b == 2 * batch:
         delta, b = delta[:batch], batch
     source, target = plan.schedule[plan.decision_scale - 1], plan.schedule[site.scale - 1]
-    grid = delta.transpose(2, 3).reshape(b * h, d, *source)
+    # In memory [B, N, H, D], as attention writes it: a channels-last picture of H * D channels, read and written as
+    # it lies.
+    grid = delta.transpose(1, 2).reshape(b, *source, h * d).permute(0, 3, 1, 2)
     grown = F.interpolate(grid.float(), size=target, mode="bilinear", align_corners=False)
-    return grown.flatten(2).reshape(b, h, d, -1).transpose(2, 3).to(delta.dtype).contiguous()
+    return grown.permute(0, 2, 3, 1).reshape(b, -1, h, d).to(delta.dtype).transpose(1, 2)
 
 
 @torch.library.custom_op("sparvar::site_decide", mutates_args=())
