@@ -145,8 +145,14 @@ def refinements() -> Iterator[dict[str, Any]]:
         {"cs4a_layers": [], "first": 12, "wide": {12: wide12}},
     ):
         yield {**base, **change}
-    # With the output correction fewer keys do. The shipped plan is the fifth of these.
+    # With the output correction fewer keys do. The shipped plan is the twelfth of these.
     for change in (
+        {"budgets": {11: 0.3, 12: 0.2, 13: 0.06}, "sinks": 4},
+        {"budgets": {11: 0.5, 12: 0.25, 13: 0.06}, "sinks": 4},
+        {"budgets": {11: 0.4, 12: 0.3, 13: 0.1}, "sinks": 4},
+        {"budgets": {11: 0.6, 12: 0.4, 13: 0.12}, "sinks": 4},
+        {"decision": 11, "budgets": {12: 0.15, 13: 0.05}, "sinks": 4},
+        {"decision": 11, "budgets": {12: 0.25, 13: 0.1}, "sinks": 4},
         {"budgets": {11: 0.2, 12: 0.12, 13: 0.04}},
         {"budgets": {11: 0.3, 12: 0.12, 13: 0.03}},
         {"budgets": {11: 0.15, 12: 0.08, 13: 0.03}},

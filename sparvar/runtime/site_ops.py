@@ -149,8 +149,9 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         columns = local_columns(plan, site.scale, query.device, site.session.local)
     else:
         columns = mapped_columns(site, query.shape[0])
-        correction = upsampled_delta(site, query.shape[0])
     site.session.seconds += time.perf_counter() - started
+    if plan.layers[site.layer] != "csla":
+        correction = upsampled_delta(site, query.shape[0])
     out = kernels.column_sparse_attention(
         query,
         key,
