@@ -264,6 +264,6 @@ def native_status() -> NativeStatus:
 def implementation(device: torch.device | str) -> Implementation:
     """Return what ops on `device` run: `native` (compiled CPU kernels), `triton`, or `portable` (torch ops)."""
     device = torch.device(device)
-    if use_triton(device):
+    if torch.cuda.is_available() and use_triton(device):
         return "triton"
     return "native" if device.type == "cpu" and use_native() else "portable"
