@@ -17,7 +17,7 @@ from sparvar.kernels.common.blocks import (
     operand,
 )
 from sparvar.kernels.common.checks import attention_output
-from sparvar.kernels.common.library import launchable
+from sparvar.kernels.common.launch import launch
 
 __all__ = ["KERNELS", "pinned", "run"]
 
@@ -136,7 +136,9 @@ def run(
     v, *v_strides = operand(v)
     block = block or pinned(dim, q.dtype, torch.version.hip is not None)
     block_m = block_queries(block.m, queries)
-    launchable(attention_stats_kernel, out)[triton.cdiv(queries, block_m), heads, batch](
+    launch(
+        attention_stats_kernel,
+        (triton.cdiv(queries, block_m), heads, batch),
         q,
         k,
         v,

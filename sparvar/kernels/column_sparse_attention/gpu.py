@@ -24,7 +24,7 @@ from sparvar.kernels.common.blocks import (
 )
 from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.geometry import tile_count
-from sparvar.kernels.common.library import launchable
+from sparvar.kernels.common.launch import launch
 
 __all__ = ["KERNELS", "candidates", "pinned", "run"]
 
@@ -233,7 +233,9 @@ def run(
     if search:
         shared = indices.shape[1] == 1 and heads > 1
         kernel, choice = _searched(dim, q.dtype, shared, triton.next_power_of_2(indices.shape[3])), {}
-    launchable(kernel, out)[tiles * triton.cdiv(tile_h * tile_w, block_m), heads, batch](
+    launch(
+        kernel,
+        (tiles * triton.cdiv(tile_h * tile_w, block_m), heads, batch),
         q,
         k,
         v,

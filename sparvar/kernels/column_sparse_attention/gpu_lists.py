@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparvar.kernels.common.library import launchable
+from sparvar.kernels.common.launch import launch
 
 __all__ = ["check_lists", "check_lists_kernel"]
 
@@ -53,7 +53,17 @@ def check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:
     """Assert on the device that indices [B', H', G, K] and counts [B', H', G] are lists of `keys` keys."""
     batch, heads, tiles, capacity = indices.shape
     good = torch.ones(1, dtype=torch.int32, device=indices.device)
-    launchable(check_lists_kernel, good)[tiles, heads, batch](
-        indices, counts, good, *indices.stride(), *counts.stride(), keys, capacity, BLOCK=BLOCK, num_warps=4
+    launch(
+        check_lists_kernel,
+        (tiles, heads, batch),
+        indices,
+        counts,
+        good,
+        *indices.stride(),
+        *counts.stride(),
+        keys,
+        capacity,
+        BLOCK=BLOCK,
+        num_warps=4,
     )
     torch._assert_async(good, MESSAGE)

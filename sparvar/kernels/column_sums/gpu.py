@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparvar.kernels.common.blocks import BITS, LOG2E, Block, block_dim, block_queries, interpreted, operand
 from sparvar.kernels.common.geometry import axis_tiles, tile_count
-from sparvar.kernels.common.library import launchable
+from sparvar.kernels.common.launch import launch
 
 __all__ = ["KERNELS", "SPAN", "pinned", "run"]
 
@@ -165,7 +165,9 @@ def run(
     q, *q_strides = operand(q)
     k, *k_strides = operand(k)
     block = block or pinned(dim, q.dtype, torch.version.hip is not None)
-    launchable(column_sums_kernel, sums)[tiles * triton.cdiv(keys, SPAN), heads, batch](
+    launch(
+        column_sums_kernel,
+        (tiles * triton.cdiv(keys, SPAN), heads, batch),
         q,
         k,
         lse.float().contiguous(),

@@ -67,7 +67,10 @@ def use_triton(device: torch.device) -> bool:
 
 
 def gpu_status() -> list[GpuStatus]:
-    """Return one entry per visible GPU, none where there is no GPU. Never raises, never warns."""
+    """Return one entry per visible GPU, none where there is no GPU. Never warns.
+
+    Raises `OptionError` on a wrong SPARVAR_GPU_KERNELS where there is a GPU.
+    """
     found = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         reason = "SPARVAR_GPU_KERNELS=portable" if env.gpu_kernels() == "portable" else _obstacle(index)
