@@ -68,6 +68,18 @@ STAGES = (
         2,
         LoopConfig("scales13b", Path("."), 110, rate=2e-4, final=0.05, warmup=10, ema=0.97, seed=23, evaluate_every=55),
     ),
+    # A third round, the first without the photographs that show no landscape (data.NO_LANDSCAPE).
+    Stage(7, 8, LoopConfig("scales07c", Path("."), 1400, rate=5e-4, final=0.05, seed=31)),
+    Stage(
+        10,
+        6,
+        LoopConfig("scales10c", Path("."), 100, rate=3e-4, final=0.1, warmup=10, ema=0.98, seed=32, evaluate_every=50),
+    ),
+    Stage(
+        13,
+        2,
+        LoopConfig("scales13c", Path("."), 70, rate=2e-4, final=0.05, warmup=10, ema=0.97, seed=33, evaluate_every=35),
+    ),
 )
 
 
