@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,76 +13,101 @@ import torch._dynamo as dynamo
 from torch import Tensor, fx, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from sparvar.errors import CaptureError, OptionError, PlanError, SparvarError, message
-from sparvar.options import Options
-from sparvar.passes import PASSES, Candidate, GraphContext, Report, find_candidates, fingerprint, run_passes, uuid
-from sparvar.runtime.attachment import KINDS, Attachment, Site, attach, attachment_of, detach
-from sparvar.runtime.context import current
-from sparvar.scale_plans import Plan, find_plan, load_plan
-from sparvar.version import __version__
+from sparvar.dynamo_support import fold_numpy
+from sparvar.errors import CaptureError, GraphBreakError, OptionError, PlanError, SparvarError, message
+from sparvar.options import Options, PlanSource
+from sparvar.passes import (
+    Candidate,
+    find_candidates,
+    fingerprint,
+    make_visible,
+)
+from sparvar.runtime.attachment import Attachment, Site, attach, attachment_of, detach
+from sparvar.runtime.schedules import parameters_of
+from sparvar.scale_plans import Plan, PlanSet, find_plan, find_published, load_plan, published_models
+from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs
 
-VARIANTS = 8
-"""Batch sizes and dtypes for which one process may hold graphs of every scale before Dynamo's limit is in the way."""
 
-
-def resolve_plan(model: nn.Module, source: Plan | Path | str) -> Plan:
-    """The plan that an option names; ``"auto"`` finds the shipped plan of the model's fingerprint.
+def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
+    """The plans that an option names; ``"auto"`` finds the shipped ones of the model's fingerprint.
 
     Raises:
-        PlanError: there is none, it cannot be read, or it was made for another model.
+        PlanError: there is none, one cannot be read, or was made for another model.
     """
     mark = fingerprint(model)
-    if source == "auto":
-        plan = find_plan(mark)
-        if plan is None:
+    if isinstance(source, PlanSet):
+        plans = source
+    elif source == "auto":
+        shipped = find_plan(mark)
+        found = (
+            PlanSet.of([shipped])
+            if shipped is not None
+            else find_published((name, parameter.shape) for name, parameter in model.named_parameters())
+        )
+        if found is None:
             raise PlanError(
-                f'plan "auto": no shipped plan has the fingerprint of this {type(model).__name__} ({mark[:19]}...);'
+                f'plan "auto": no shipped plan has the fingerprint of this {type(model).__name__} ({mark[:19]}...),'
+                " and its blocks are those of no published model that sparvar knows"
+                f" ({', '.join(published_models())});"
                 ' pass options={"plan": ...} with a plan made for it (sparvar.scale_plans.default_plan starts one)'
             )
-        return plan
-    plan = load_plan(source)
-    problems = plan.check()
-    if problems:
-        raise PlanError(problems)
-    if plan.model.fingerprint and plan.model.fingerprint != mark:
-        raise PlanError(
-            message(
-                "plan",
-                f"be made for this {type(model).__name__} (fingerprint {mark[:19]}...)",
-                f"one for {plan.model.family or 'another model'} ({plan.model.fingerprint[:19]}...)",
-                "use that model, or a plan made for this one",
+        return found
+    elif isinstance(source, str) and source in published_models():
+        plans = published_models()[source].plans()
+    else:
+        sources = [source] if isinstance(source, Plan | Path | str) else source
+        plans = PlanSet.of([load_plan(each) for each in sources])
+    for plan in plans.plans:
+        problems = plan.check()
+        if problems:
+            raise PlanError(problems)
+        if plan.model.fingerprint and plan.model.fingerprint != mark:
+            raise PlanError(
+                message(
+                    "plan",
+                    f"be made for this {type(model).__name__} (fingerprint {mark[:19]}...)",
+                    f"one for {plan.model.family or 'another model'} ({plan.model.fingerprint[:19]}...)",
+                    "use that model, or a plan made for this one",
+                )
             )
-        )
-    return plan
+    return plans
 
 
-def choose_sites(model: nn.Module, plan: Plan, grain: str) -> list[Site]:
-    """The modules to wrap, in the plan's order.
+def choose_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:
+    """The modules to wrap, in the plans' order.
 
     Raises:
         CaptureError: the model has no attention, or the plan names modules that hold none.
     """
     candidates = {candidate.name: candidate for candidate in find_candidates(model)}
-    if not candidates:
+    possible = [name for name, candidate in candidates.items() if candidate.problem is None]
+    if not possible:
+        found = "; ".join(f"{candidate.name}: {candidate.problem}" for candidate in candidates.values())
         raise CaptureError(
             message(
                 f"model {type(model).__name__}",
-                "hold modules whose forward calls attention (scaled_dot_product_attention)",
-                "none among its modules",
+                "hold modules whose forward calls attention (scaled_dot_product_attention, flash_attn_func,"
+                " memory_efficient_attention, or softmax(QK^T)V)",
+                found or "none among its modules",
                 "sparvar has nothing to do here",
             )
         )
-    missing = [name for name in plan.model.sites if name not in candidates]
+    wanted = plans.model.sites
+    missing = [name for name in wanted if name not in possible]
     if missing:
+        reasons = {
+            name: candidates[name].problem if name in candidates else "the model has no attention module of that name"
+            for name in missing
+        }
         raise PlanError(
-            [f"site {name!r}: the model has no attention module of that name" for name in missing]
-            + [f"attention modules of this model: {', '.join(candidates)}"]
+            [f"site {name!r}: {reason}" for name, reason in reasons.items()]
+            + [f"attention modules of this model: {', '.join(possible)}"]
         )
     per_block: dict[str | None, int] = {}
     for candidate in candidates.values():
         per_block[candidate.block] = per_block.get(candidate.block, 0) + 1
     sites = []
-    for name in plan.model.sites:
+    for name in wanted:
         candidate = candidates[name]
         alone = candidate.block is not None and per_block[candidate.block] == 1
         if grain == "block" and not alone:
@@ -98,117 +121,8 @@ def choose_sites(model: nn.Module, plan: Plan, grain: str) -> list[Site]:
 def _site(model: nn.Module, candidate: Candidate, whole_block: bool) -> Site:
     wrapped = candidate.block if whole_block and candidate.block is not None else candidate.name
     module = model.get_submodule(wrapped)
-    return Site(candidate.name, module, wrapped, type(module).forward)
-
-
-def _inner_compile(module: fx.GraphModule, inputs: Sequence[Tensor], inner: str) -> Callable[..., Any]:
-    if inner == "eager":
-        return module.forward
-    from torch._inductor.compile_fx import compile_fx
-
-    compiled: Any = compile_fx(module, list(inputs), config_patches={"post_grad_custom_post_pass": _cache_key()})
-    return compiled
-
-
-@functools.cache
-def _cache_key() -> Any:
-    """A pass that does nothing but put our version into the key of Inductor's on-disk cache.
-
-    The key holds the names of custom ops and not what their fakes return, so that without it a graph
-    cached by another version would be found and would assert other shapes or strides.
-    """
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-
-    contracts = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*op*.py")):
-        contracts.update(file.read_bytes())
-    mark = f"sparvar-{__version__}-{uuid(PASSES)}-{contracts.hexdigest()[:16]}"
-
-    class CacheKey(CustomGraphPass):
-        def __call__(self, graph: fx.Graph) -> None:
-            return None
-
-        def uuid(self) -> str:
-            return mark
-
-    return CacheKey()
-
-
-class SiteCompiler:
-    """Dynamo backend of sites for one kind."""
-
-    def __init__(self, kind: str, graphs: SiteGraphs) -> None:
-        self.kind, self.graphs = kind, graphs
-        self.__name__ = f"sparvar_{kind}"
-
-    def __call__(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
-        site = current()
-        plan = site.session.plan
-        context = GraphContext(
-            kind=self.kind,
-            scale=site.scale,
-            tokens=plan.tokens(site.scale) + (plan.prefix if site.scale == 1 else 0),
-            keys=plan.keys(site.scale),
-            capacity=plan.keys(len(plan.schedule)),
-        )
-        report = run_passes(module, context, dump=self.graphs.dump)
-        self.graphs.reports.append(report)
-        if self.kind != "dense" and report.counts[f"site_{self.kind}"] == 0 and self.graphs.strict:
-            reasons = [f"{refusal.node}: {refusal.reason}" for refusal in report.refusals]
-            raise CaptureError(
-                f"scale {site.scale}, layer {site.layer}: the plan says {self.kind}, but no attention was rewritten: "
-                + "; ".join(reasons or ["there is no attention in its graph"])
-            )
-        return _inner_compile(module, inputs, self.graphs.inner)
-
-
-class SiteGraphs:
-    """Compiled forwards of one class of site for one schedule: a callable per kind, shared by all layers.
-
-    Each kind compiles a copy of the forward's code, because Dynamo counts and searches compiled variants per code
-    object: other plans, kinds and models neither slow this one down nor use up its recompile limit.
-    """
-
-    def __init__(self, forward: Callable[..., Any], scales: int, inner: str, strict: bool, dump: Path | None) -> None:
-        self.inner, self.strict, self.dump = inner, strict, dump
-        self.reports: list[Report] = []
-        limit = VARIANTS * scales
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, limit)
-        dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, limit)
-        self.compiled = {
-            kind: torch.compile(_copy(forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=strict)
-            for kind in KINDS
-        }
-
-
-def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
-    assert isinstance(function, types.FunctionType)
-    copy = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-@functools.lru_cache(maxsize=16)
-def _site_graphs(
-    forward: Callable[..., Any],
-    schedule: tuple[tuple[int, int], ...],
-    prefix: int,
-    inner: str,
-    strict: bool,
-    dump: Path | None,
-) -> SiteGraphs:
-    """Graphs of a schedule.
-
-    Site ops read policies, budgets and windows at run time, so that another plan for the same schedule finds the
-    graphs compiled; ``prefix`` is part of the key because the KV buffer's size is.
-    """
-    return SiteGraphs(forward, len(schedule), inner, strict, dump)
+    make_visible(candidate.module)
+    return Site(candidate.name, module, wrapped, type(module).forward, parameters_of(module.forward))
 
 
 def _unwrap(error: BaseException) -> BaseException:
@@ -228,14 +142,14 @@ def _unwrap(error: BaseException) -> BaseException:
             )
         )
     if isinstance(error, dynamo.exc.Unsupported):
-        return CaptureError(
+        return GraphBreakError(
             f"a site could not be captured as one graph: {str(error).splitlines()[0]};"
             ' if it is a block with graph breaks, use options={"grain": "attention"}'
         )
     return error
 
 
-def compile(model: nn.Module, plan: Plan | Path | str = "auto", **options: Any) -> nn.Module:
+def compile(model: nn.Module, plan: PlanSource = "auto", **options: Any) -> nn.Module:
     """Attach sparvar to ``model`` in place and return it.
 
     Args:
@@ -267,22 +181,23 @@ def _attach(model: nn.Module, options: Options) -> nn.Module:
             )
         )
     _check_placement(model)
-    plan = resolve_plan(model, options.plan)
-    sites = choose_sites(model, plan, options.grain)
-    forwards = {site.forward for site in sites}
-    if len(forwards) != 1:
-        raise PlanError(f"plan: its sites must be modules of one class, got {len(forwards)} classes")
-    graphs = _site_graphs(forwards.pop(), plan.schedule, plan.prefix, options.inner, options.strict, options.dump)
+    plans = resolve_plan(model, options.plan)
+
+    def wire(grain: str) -> tuple[list[Site], Callable[[Plan], SiteGraphs]]:
+        sites = choose_sites(model, plans, grain)
+        forwards = {site.forward for site in sites}
+        if len(forwards) != 1:
+            raise PlanError(f"plan: its sites must be modules of one class, got {len(forwards)} classes")
+        forward = forwards.pop()
+        return sites, lambda plan: site_graphs(
+            forward, plan.schedule, plan.prefix, options.inner, options.strict, options.dump
+        )
+
+    sites, graphs_of = wire(options.grain)
+    narrow = functools.partial(wire, "attention") if options.grain == "auto" else None
     attach(
         model,
-        Attachment(
-            plan=plan,
-            sites=sites,
-            strict=options.strict,
-            compiled=graphs.compiled,
-            unwrap=_unwrap,
-            reports=graphs.reports,
-        ),
+        Attachment(plans=plans, sites=sites, strict=options.strict, graphs_of=graphs_of, unwrap=_unwrap, narrow=narrow),
     )
     return model
 
@@ -319,7 +234,7 @@ def sparvar_backend(
     if mode is not None:
         raise OptionError(message("mode", "not be given with backend='sparvar'", repr(mode), "use options={...}"))
     chosen = Options.of(options)
-    return _inner_compile(module, inputs, chosen.inner)
+    return inner_compile(module, inputs, chosen.inner)
 
 
 def _compiler_of(context: Any) -> Any:
@@ -372,5 +287,6 @@ def _install_hook() -> None:
 
 
 _install_hook()
+fold_numpy()
 
 __all__ = ["attachment_of", "compile", "detach", "reset", "resolve_plan", "sparvar_backend"]

@@ -69,6 +69,10 @@ class CaptureError(SparvarError):
     """The model's graph could not be captured, or an attention site in it was not recognised."""
 
 
+class GraphBreakError(CaptureError):
+    """A site cannot be captured as one graph."""
+
+
 class SessionError(SparvarError):
     """The state of a generation does not fit the call: wrong order of scales, stale or missing state."""
 

@@ -97,7 +97,9 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
     mark = fingerprint(inner)
     name = type(inner).__name__
     if attachment is None:
-        sites = tuple(SiteReport(c.name, c.calls, False, "", _unattached_reason(c.caches)) for c in candidates)
+        sites = tuple(
+            SiteReport(c.name, c.calls, False, "", c.problem or _unattached_reason(c.caches)) for c in candidates
+        )
         return Explanation(name, mark, None, None, sites)
     plan = attachment.plan
     ran = attachment.last.ran if attachment.last is not None else {}
@@ -106,7 +108,8 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
     for candidate in candidates:
         layer = index.get(candidate.name)
         if layer is None:
-            sites_found.append(SiteReport(candidate.name, candidate.calls, False, "", "the plan does not list it"))
+            reason = candidate.problem or "the plan does not list it"
+            sites_found.append(SiteReport(candidate.name, candidate.calls, False, "", reason))
             continue
         sparse = tuple(scale for (scale, at), kind in sorted(ran.items()) if at == layer and kind == "sparse")
         decided = next((scale for (scale, at), kind in ran.items() if at == layer and kind == "decide"), None)
@@ -131,7 +134,7 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
         for report in sorted(attachment.reports, key=lambda report: (report.context.scale, report.context.kind))
         if any(plan.kind(report.context.scale, layer) == report.context.kind for layer in index.values())
     )
-    notes = tuple(f"{site}: {reason}" for site, reason in attachment.left_alone.items())
+    notes = (*attachment.notes, *(f"{site}: {reason}" for site, reason in attachment.left_alone.items()))
     return Explanation(name, mark, plan.name, plan.digest, tuple(sites_found), graphs, attachment.generations, notes)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from sparvar.errors import OptionError, message
-from sparvar.scale_plans import Plan
+from sparvar.scale_plans import Plan, PlanSet
+
+PlanSource = Plan | PlanSet | Path | str | Sequence[Plan | Path | str]
 
 INNER = ("inductor", "eager")
 GRAINS = ("auto", "attention", "block")
@@ -21,7 +23,8 @@ class Options:
 
     Attributes:
         plan: a :class:`Plan`, a path to its JSON, the name of a shipped plan, or ``"auto"``: the
-            shipped plan whose fingerprint is the model's.
+            shipped plan whose fingerprint is the model's; or a list of these for
+            several schedules (resolutions, aspect ratios), of which the model's call names one.
         inner: compiler of the rewritten graphs, ``"inductor"`` or ``"eager"``.
         strict: raise when a planned site cannot run sparse; otherwise warn and run it dense.
         grain: what is compiled around each self-attention: the module itself (``"attention"``), the
@@ -30,7 +33,7 @@ class Options:
         dump: folder for the graphs before and after every pass, numbered, or None.
     """
 
-    plan: Plan | Path | str = "auto"
+    plan: PlanSource = "auto"
     inner: str = "inductor"
     strict: bool = True
     grain: str = "auto"
@@ -42,8 +45,11 @@ class Options:
                 raise OptionError(message(f"option {name}", f"be one of {', '.join(valid)}", repr(getattr(self, name))))
         if not isinstance(self.strict, bool):
             raise OptionError(message("option strict", "be True or False", repr(self.strict)))
-        if not isinstance(self.plan, Plan | Path | str):
-            raise OptionError(message("option plan", "be a Plan, a path or a name", type(self.plan).__name__))
+        several = self.plan if isinstance(self.plan, list | tuple) else [self.plan]
+        for plan in several:
+            if not isinstance(plan, Plan | PlanSet | Path | str):
+                must = "be a Plan, a path, a name, or a list of these"
+                raise OptionError(message("option plan", must, type(plan).__name__))
         if self.dump is not None:
             object.__setattr__(self, "dump", Path(self.dump))
 

@@ -2,7 +2,7 @@
 
 from sparvar.passes.analyse import fingerprint
 from sparvar.passes.base import GraphContext, Outcome, Refusal, Rule, uuid
-from sparvar.passes.capture import Candidate, find_attention, find_candidates
+from sparvar.passes.capture import Candidate, find_attention, find_candidates, make_visible
 from sparvar.passes.manager import PASSES, Report, graph_text, run_passes
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "find_candidates",
     "fingerprint",
     "graph_text",
+    "make_visible",
     "run_passes",
     "uuid",
 ]

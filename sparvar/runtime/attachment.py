@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sparvar.errors import CaptureError, SessionError, SparvarError, SparvarWarning, message
+from sparvar.errors import CaptureError, GraphBreakError, SessionError, SparvarError, SparvarWarning, message
 from sparvar.kernels import kv_release
 from sparvar.runtime.context import SiteContext, enter, leave
+from sparvar.runtime.schedules import (
+    SCALE_ARGUMENT,
+    SCHEDULE_ARGUMENTS,
+    bound_arguments,
+    declared_schedule,
+    parameters_of,
+)
 from sparvar.runtime.session import Columns, Session
-from sparvar.scale_plans import Plan
+from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
 
 KINDS = ("dense", "decide", "sparse")
+GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
+"""Methods of published models that run a whole generation."""
+SUBSET_ARGUMENTS = ("m_maskgit",)
+"""Arguments that give the positions of the tokens in a call, which then need not be the whole grid (HART)."""
 _ATTRIBUTE = "_sparvar_attachment"
 
 
@@ -30,76 +45,191 @@ class Site:
         module: what is compiled: the attention, or the block around it.
         wrapped: qualified name of ``module``.
         forward: the module's own forward, unbound.
+        signature: of the module's forward, bound, or None.
     """
 
     name: str
     module: nn.Module
     wrapped: str
     forward: Callable[..., Any]
+    signature: inspect.Signature | None = None
+
+
+class Graphs(Protocol):
+    """Compiled forwards of one class of site for one schedule; made by the backend, which alone knows how."""
+
+    @property
+    def compiled(self) -> Mapping[str, Callable[..., Any]]: ...
+
+    @property
+    def reports(self) -> Sequence[Any]: ...
+
+    def admit(self, variant: object) -> None:
+        """Raise before a run whose graphs would not all be kept."""
 
 
 @dataclass
 class Attachment:
-    """The bond between a model and a plan.
+    """The bond between a model and its plans.
 
-    ``compiled`` maps a kind to the compiled forward that all sites share; it is filled by the
-    backend, which alone knows how to compile.
+    Attributes:
+        plans: plans by schedule.
+        sites: the modules that are wrapped, in order of execution.
+        strict: raise where a planned site does not run as planned; otherwise warn.
+        graphs_of: compiled graphs of a plan's schedule.
+        unwrap: the error of ours inside one that the compiler raised.
+        narrow: sites and graphs of the attention modules alone, for blocks that cannot be captured; None where the
+            caller chose what is compiled.
+        left_alone: site to reason, for calls that were not part of a generation or could not be.
     """
 
-    plan: Plan
+    plans: PlanSet
     sites: list[Site]
     strict: bool
-    compiled: dict[str, Callable[..., Any]]
+    graphs_of: Callable[[Plan], Graphs]
     unwrap: Callable[[BaseException], BaseException]
-    local: dict[int, Columns] = field(default_factory=dict)
+    narrow: Callable[[], tuple[list[Site], Callable[[Plan], Graphs]]] | None = None
     left_alone: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     generations: int = 0
     last: Session | None = None
     enabled: bool = True
-    reports: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._sessions = threading.local()
+        self._threads = _PerThread()
         self._running: Session | None = None
         self._lock = threading.Lock()
+        self._chosen: dict[Schedule | None, tuple[Plan, Graphs, dict[int, Columns]]] = {}
+        if len(self.plans.plans) == 1:
+            self.choose(None)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the last generation, the first of the set before there is one."""
+        session = self._running or self.last
+        return session.plan if session is not None else self.plans.plans[0]
+
+    @property
+    def reports(self) -> list[Any]:
+        """What the passes did to every graph of the schedules used so far."""
+        graphs = {id(graphs): graphs for _, graphs, _ in self._chosen.values()}
+        return [report for each in graphs.values() for report in each.reports]
 
     def reset(self) -> None:
         """Forget a generation that was given up."""
         with self._lock:
             self._running = None
-        self._sessions.current = None
+        self._threads.current = None
 
-    def _session(self, layer: int, tokens: int) -> Session:
-        """The session of this thread; a first layer with the first scale's tokens starts a new one."""
-        session: Session | None = getattr(self._sessions, "current", None)
-        first = self.plan.tokens(1) + self.plan.prefix
-        starts = layer == 0 and tokens == first
-        if starts and (session is None or session.calls[0] > 0):
-            with self._lock:
-                other = self._running
-                if other is not None and other.running and other.owner != threading.get_ident() and _alive(other.owner):
-                    raise SessionError(
-                        "generation: this model is generating in another thread, and its KV cache lives on its modules;"
-                        " give each thread its own copy of the model, or call sparvar.reset(model) if that generation"
-                        " was given up"
+    def choose(self, schedule: Schedule | None) -> tuple[Plan, Graphs, dict[int, Columns]]:
+        """Plan, graphs and CSLA lists for the schedule that a call named, or for the only one."""
+        if schedule not in self._chosen:
+            plan = self.plans.choose(schedule)
+            known = next((entry for entry in self._chosen.values() if entry[0] == plan), None)
+            self._chosen[schedule] = known or (plan, self.graphs_of(plan), {})
+        return self._chosen[schedule]
+
+    @contextmanager
+    def generating(self, schedule: Schedule | None) -> Iterator[None]:
+        """Around a call of the model's generation method, which named ``schedule``.
+
+        Raises:
+            CaptureError: it ended without one call of a site, in strict mode.
+        """
+        threads = self._threads
+        outer, threads.declared = threads.declared, schedule
+        begun, alone = threads.begun, len(self.left_alone)
+        try:
+            yield
+            if self.enabled and threads.begun == begun and len(self.left_alone) == alone and not self.left_alone:
+                self._complain(
+                    message(
+                        "generation",
+                        f"call the plan's sites ({', '.join(site.wrapped for site in self.sites[:2])}, ...)",
+                        "not one call of them",
+                        "the model takes another path; see sparvar.explain(model)",
                     )
-                session = self._running = Session.start(self.plan, self.local)
-            self._sessions.current = session
-        if session is None:
-            total = first
-            for scale in range(2, len(self.plan.schedule) + 1):
-                total += self.plan.tokens(scale)
-                if tokens == total:
-                    raise _LeftAlone(f"one call held the tokens of scales 1 to {scale}: teacher forcing, no generation")
-            raise SessionError(
-                message(
-                    "generation",
-                    f"start with the {first} tokens of scale 1 of the plan's schedule",
-                    f"{tokens} tokens at layer {layer}",
-                    "use a plan made for this schedule, and start generations at the first scale",
                 )
-            )
+        finally:
+            # Also after an exception, and for a generation that the model itself ends early.
+            threads.declared, threads.current = outer, None
+            if self._running is not None and self._running.owner == threading.get_ident():
+                self._running = None
+
+    def _complain(self, text: str) -> None:
+        if self.strict:
+            raise CaptureError(text)
+        warnings.warn(text, SparvarWarning, stacklevel=4)
+
+    def _session(self, layer: int, tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
+        """The session of this thread; the first layer with the first scale's tokens starts a new one."""
+        threads = self._threads
+        session = threads.current
+        named: dict[str, Any] = {}
+        if layer == 0:
+            if _names_schedule(self.sites[0]):
+                named = bound_arguments(self.sites[0].signature, args, kwargs)
+            if session is not None and session.started and self._restarts(session, tokens, named.get(SCALE_ARGUMENT)):
+                session = None
+            if session is None:
+                session = self._begin(tokens, named, args, kwargs)
+            index = named.get(SCALE_ARGUMENT)
+            if isinstance(index, int) and index != session.calls[0]:
+                raise SessionError(
+                    message(
+                        "generation",
+                        f"go on with scale {session.calls[0] + 1} ({SCALE_ARGUMENT} {session.calls[0]})",
+                        f"{SCALE_ARGUMENT} {index}",
+                        "start generations at the first scale, or call sparvar.reset(model) first",
+                    )
+                )
+        if session is None:
+            raise self._no_session(tokens, self.choose(threads.declared)[0])
         return session
+
+    @staticmethod
+    def _restarts(session: Session, tokens: int, index: object) -> bool:
+        if isinstance(index, int):
+            return index == 0 and session.calls[0] > 0
+        following = session.calls[0] + 1
+        expected = session.tokens(following) if following <= len(session.plan.schedule) else None
+        return tokens != expected and tokens == session.tokens(session.begin + 1)
+
+    def _begin(self, tokens: int, named: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Session:
+        schedule = declared_schedule(named)
+        plan, graphs, local = self.choose(schedule if schedule is not None else self._threads.declared)
+        alone = plan.prefix > 0 and tokens == plan.prefix
+        if not alone and tokens != plan.tokens(1) + plan.prefix:
+            raise self._no_session(tokens, plan)
+        graphs.admit(_variant(args, kwargs))
+        with self._lock:
+            other = self._running
+            if other is not None and other.running and other.owner != threading.get_ident() and _alive(other.owner):
+                raise SessionError(
+                    "generation: this model is generating in another thread, and its KV cache lives on its modules;"
+                    " give each thread its own copy of the model, or call sparvar.reset(model) if that generation"
+                    " was given up"
+                )
+            session = self._running = Session.start(plan, local, graphs.compiled, alone)
+        self._threads.current = session
+        self._threads.begun += 1
+        return session
+
+    @staticmethod
+    def _no_session(tokens: int, plan: Plan) -> Exception:
+        total = first = plan.tokens(1) + plan.prefix
+        for scale in range(2, len(plan.schedule) + 1):
+            total += plan.tokens(scale)
+            if tokens == total:
+                return _LeftAlone(f"one call held the tokens of scales 1 to {scale}: teacher forcing, no generation")
+        return SessionError(
+            message(
+                "generation",
+                f"start with the {first} tokens of scale 1 of the plan's schedule ({schedule_text(plan.schedule)})",
+                f"{tokens} tokens",
+                "use a plan made for this schedule, and start generations at the first scale",
+            )
+        )
 
     def call(self, layer: int, *args: Any, **kwargs: Any) -> Any:
         """Run site ``layer`` (0-based) on the arguments of its module's forward."""
@@ -111,18 +241,24 @@ class Attachment:
             return site.forward(site.module, *args, **kwargs)
         tokens = _tokens(args, kwargs, site)
         try:
-            session = self._session(layer, tokens)
+            session = self._session(layer, tokens, args, kwargs)
+            scale = self._scale(session, site, layer, tokens, args, kwargs)
         except _LeftAlone as reason:
             self.left_alone[site.name] = str(reason)
             return site.forward(site.module, *args, **kwargs)
-        offset = self.plan.prefix if session.calls[layer] == 0 else 0
-        scale = session.scale_of(layer, tokens - offset)
-        kind = self.plan.kind(scale, layer)
+        kind = session.kind(scale, layer)
         previous = enter(SiteContext(session, layer, scale))
         try:
-            out = self._run(site, kind, args, kwargs)
+            out = self._run(session, site, kind, args, kwargs)
+        except GraphBreakError as error:
+            if self.narrow is None or site.wrapped == site.name:
+                raise
+            self._use_attention_alone(session, error)
+            out = _NOT_RUN
         finally:
             leave(previous)
+        if out is _NOT_RUN:
+            return site.forward(site.module, *args, **kwargs)  # its attention is the site now
         self._check(session, site, scale, layer, kind)
         session.calls[layer] = scale
         if layer == len(self.sites) - 1 and session.finished:
@@ -130,16 +266,44 @@ class Attachment:
             self.last = session
             session.columns.clear()
             session.delta.clear()
-            self._sessions.current = None
+            self._threads.current = None
         return out
 
-    def _run(self, site: Site, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _use_attention_alone(self, session: Session, error: GraphBreakError) -> None:
+        """Compile attention modules where blocks cannot be captured; nothing of the failed call has run."""
+        assert self.narrow is not None
+        remove_wrappers(self)
+        self.sites, self.graphs_of = self.narrow()
+        self.narrow = None
+        for schedule, (plan, _, local) in list(self._chosen.items()):
+            self._chosen[schedule] = plan, self.graphs_of(plan), local
+        session.compiled = next(graphs for plan, graphs, _ in self._chosen.values() if plan == session.plan).compiled
+        put_wrappers(self)
+        self.notes.append(f"attention is compiled without its block, which is not one graph: {error}")
+
+    def _scale(
+        self, session: Session, site: Site, layer: int, tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> int:
+        following = session.calls[layer] + 1
+        if following == len(session.plan.schedule) and tokens < session.tokens(following):
+            named = bound_arguments(site.signature, args, kwargs)
+            if any(named.get(name) is not None for name in SUBSET_ARGUMENTS):
+                reason = (
+                    f"{tokens} of the {session.tokens(following)} tokens of scale {following} (MaskGIT): windows and"
+                    " column maps need the whole grid, so the last scale ran dense"
+                )
+                if site.name not in self.left_alone:
+                    warnings.warn(f"site {site.name}: {reason}", SparvarWarning, stacklevel=4)
+                raise _LeftAlone(reason)
+        return session.scale_of(layer, tokens)
+
+    def _run(self, session: Session, site: Site, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Outputs of modules that were compiled by the model's own code carry dynamic-shape marks; a
         # detached tensor does not.
         args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
         kwargs = {name: arg.detach() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
         try:
-            return self.compiled[kind](site.module, *args, **kwargs)
+            return session.compiled[kind](site.module, *args, **kwargs)
         except SparvarError:
             raise
         except Exception as error:
@@ -158,8 +322,31 @@ class Attachment:
         warnings.warn(text, SparvarWarning, stacklevel=3)
 
 
+_NOT_RUN = object()
+
+
+@functools.cache
+def _names_schedule(site: Site) -> bool:
+    names = site.signature.parameters if site.signature is not None else {}
+    return any(name in names for name in (*SCHEDULE_ARGUMENTS, SCALE_ARGUMENT))
+
+
+class _PerThread(threading.local):
+    current: Session | None = None
+    declared: Schedule | None = None
+    begun = 0
+
+
 class _LeftAlone(Exception):
-    """The call is not part of a generation."""
+    """The call is not part of a generation, or cannot be."""
+
+
+def _variant(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:
+    """What makes Dynamo compile all graphs of a schedule again."""
+    first = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor) and arg.ndim == 3)
+    device = first.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return first.shape[0], first.dtype, str(first.device), autocast, torch.is_inference_mode_enabled()
 
 
 def _alive(identifier: int) -> bool:
@@ -176,11 +363,37 @@ def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> int:
 
 
 def attach(model: nn.Module, attachment: Attachment) -> None:
-    """Put ``attachment`` on ``model``: its sites' forwards go through it from now on."""
+    """Put ``attachment`` on ``model``: its sites' forwards and generation methods go through it from now on."""
     detach(model)
+    put_wrappers(attachment)
+    for name in GENERATION_METHODS:
+        method = getattr(type(model), name, None)
+        if isinstance(method, types.FunctionType):
+            object.__setattr__(model, name, _generation(attachment, types.MethodType(method, model)))
+    object.__setattr__(model, _ATTRIBUTE, attachment)
+
+
+def put_wrappers(attachment: Attachment) -> None:
+    """Let calls of the sites' modules go through the attachment."""
     for layer, site in enumerate(attachment.sites):
         site.module.forward = _wrapper(attachment, layer)
-    object.__setattr__(model, _ATTRIBUTE, attachment)
+
+
+def remove_wrappers(attachment: Attachment) -> None:
+    """Give the sites' modules their own forwards back."""
+    for site in attachment.sites:
+        site.module.__dict__.pop("forward", None)
+
+
+def _generation(attachment: Attachment, method: Callable[..., Any]) -> Callable[..., Any]:
+    signature = parameters_of(method)
+
+    @functools.wraps(method)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        with attachment.generating(declared_schedule(bound_arguments(signature, args, kwargs))):
+            return method(*args, **kwargs)
+
+    return generate
 
 
 def _wrapper(attachment: Attachment, layer: int) -> Callable[..., Any]:
@@ -202,6 +415,7 @@ def detach(model: nn.Module) -> None:
     inner = getattr(model, "_orig_mod", model)
     attachment = inner.__dict__.pop(_ATTRIBUTE, None)
     if attachment is not None:
-        for site in attachment.sites:
-            site.module.__dict__.pop("forward", None)
+        remove_wrappers(attachment)
+        for name in GENERATION_METHODS:
+            inner.__dict__.pop(name, None)
         kv_release()

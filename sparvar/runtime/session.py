@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -45,7 +47,9 @@ class Session:
 
     Attributes:
         plan: what runs where.
+        compiled: compiled forward of a site, per kind.
         calls: scales finished, per layer.
+        begin: what ``calls`` starts from: -1 where the model runs the prefix in a call of its own, as scale 0.
         columns: selected source columns per (layer, number of columns).
         delta: output correction per layer, [B, H, N_S, D].
         local: column lists of CSLA per scale, shared by layers.
@@ -56,6 +60,8 @@ class Session:
 
     plan: Plan
     calls: list[int]
+    compiled: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    begin: int = 0
     columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
     delta: dict[int, Tensor] = field(default_factory=dict)
     local: dict[int, Columns] = field(default_factory=dict)
@@ -64,16 +70,50 @@ class Session:
     seconds: float = 0.0
 
     @classmethod
-    def start(cls, plan: Plan, local: dict[int, Columns]) -> Session:
-        return cls(plan=plan, calls=[0] * len(plan.layers), local=local)
+    def start(
+        cls,
+        plan: Plan,
+        local: dict[int, Columns],
+        compiled: Mapping[str, Callable[..., Any]] | None = None,
+        prefix_alone: bool = False,
+    ) -> Session:
+        """A generation's session; ``prefix_alone`` where a call with the prefix alone comes before scale 1."""
+        begin = -1 if prefix_alone else 0
+        calls = [begin] * len(plan.layers)
+        return cls(plan=plan, calls=calls, compiled=compiled or {}, begin=begin, local=local)
+
+    @property
+    def prefix_alone(self) -> bool:
+        """Whether the prefix has a call of its own (HART) and does not come with scale 1."""
+        return self.begin < 0
 
     @property
     def finished(self) -> bool:
         return all(count == len(self.plan.schedule) for count in self.calls)
 
     @property
+    def started(self) -> bool:
+        """Whether a layer has run."""
+        return any(count > self.begin for count in self.calls)
+
+    @property
     def running(self) -> bool:
-        return any(self.calls) and not self.finished
+        return self.started and not self.finished
+
+    def tokens(self, scale: int) -> int:
+        """Tokens of the call for ``scale``: the grid's, with the prefix where it comes along; 0 is the prefix alone."""
+        if scale == 0:
+            return self.plan.prefix
+        along = self.plan.prefix if scale == 1 and not self.prefix_alone else 0
+        return self.plan.tokens(scale) + along
+
+    def keys(self, scale: int) -> int:
+        """Keys at ``scale``, prefix included."""
+        return self.plan.keys(scale) if scale else self.plan.prefix
+
+    def kind(self, scale: int, layer: int) -> str:
+        """What the plan says for a layer; scale 0, the prefix alone, is dense."""
+        return self.plan.kind(scale, layer) if scale else "dense"
 
     def scale_of(self, layer: int, tokens: int) -> int:
         """The 1-based scale that ``layer`` is about to run with ``tokens`` queries.
@@ -91,7 +131,7 @@ class Session:
                     "the plan is for another schedule",
                 )
             )
-        expected = self.plan.tokens(scale)
+        expected = self.tokens(scale)
         if tokens != expected:
             h, w = self.plan.schedule[scale - 1]
             raise SessionError(

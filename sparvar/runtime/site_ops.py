@@ -7,6 +7,7 @@ must not live in buffers that Inductor may reuse.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,54 @@ def upsampled_delta(site: SiteContext, batch: int) -> Tensor | None:
     return grown.permute(0, 2, 3, 1).reshape(b, -1, h, d).to(delta.dtype).transpose(1, 2)
 
 
+def _per_group(function: Callable[..., Sequence[Tensor]], query: Tensor, key: Tensor, *more: Tensor) -> list[Tensor]:
+    """``function(query, key, *more)`` for queries of H heads and keys of fewer, each shared by H/Hkv query heads.
+
+    Every call sees one query head per key head, as views: shared keys are not repeated in memory. ``more`` are tensors
+    [B, H, ...] or [B, Hkv, ...]; results are [B, Hkv, ...] each and come back as [B, H, ...].
+    """
+    heads, shared = query.shape[1], key.shape[1]
+    if heads == shared:
+        return list(function(query, key, *more))
+    size = heads // shared
+
+    def member(tensor: Tensor, number: int) -> Tensor:
+        return tensor if tensor.shape[1] == shared else tensor.unflatten(1, (shared, size))[:, :, number]
+
+    parts = [function(member(query, g), key, *(member(tensor, g) for tensor in more)) for g in range(size)]
+    return [torch.stack(same, dim=2).flatten(1, 2) for same in zip(*parts, strict=True)]
+
+
+def _sparse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    columns: Columns,
+    correction: Tensor | None,
+    scale: float,
+    grid: tuple[int, int],
+    tile: tuple[int, int],
+) -> Tensor:
+    def attend(query: Tensor, key: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        value, indices, counts, *delta = rest
+        return (
+            kernels.column_sparse_attention(
+                query, key, value, indices, counts, scale, *grid, *tile, delta[0] if delta else None
+            ),
+        )
+
+    addend = () if correction is None else (correction,)
+    indices, counts = columns.indices, columns.counts
+    if query.shape[1] != key.shape[1] and indices.shape[1] == 1:  # csla lists are the same for all heads
+        indices, counts = (part.expand(-1, key.shape[1], *part.shape[2:]) for part in (indices, counts))
+    return _per_group(attend, query, key, value, indices, counts, *addend)[0]
+
+
+def _as_pinned(out: Tensor) -> Tensor:
+    """``out`` [B, H, N, D] laid out as [B, N, H, D], which the fakes promise."""
+    return out if out.transpose(1, 2).is_contiguous() else out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 @torch.library.custom_op("sparvar::site_decide", mutates_args=())
 def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Dense attention of the decision scale, and the columns that later scales will keep.
@@ -114,8 +163,12 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     site = current()
     plan = site.session.plan
     grid = plan.schedule[site.scale - 1]
-    out, lse, _ = kernels.attention_stats(query, key, value, scale)
-    sums = kernels.column_sums(query, key, lse, scale, *grid, *plan.tile, plan.column_sum_stride)
+
+    def look(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse, _ = kernels.attention_stats(query, key, value, scale)
+        return out, kernels.column_sums(query, key, lse, scale, *grid, *plan.tile, plan.column_sum_stride)
+
+    out, sums = _per_group(look, query, key, value)
     started = time.perf_counter()
     select(site, sums)
     site.session.seconds += time.perf_counter() - started
@@ -124,10 +177,10 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         target = min(plan.cs4a)
         kept = max(1, round(plan.cs4a[target].budget * plan.keys(site.scale)))
         columns = kernels.select_columns(sums, kept)
-        sparse = kernels.column_sparse_attention(query, key, value, *columns, scale, *grid, *plan.tile)
+        sparse = _sparse(query, key, value, Columns(*columns), None, scale, grid, plan.tile)
         site.session.delta[site.layer] = out - sparse
     site.session.ran[site.scale, site.layer] = "decide"
-    return out
+    return _as_pinned(out)
 
 
 @site_decide.register_fake
@@ -152,19 +205,9 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     site.session.seconds += time.perf_counter() - started
     if plan.layers[site.layer] != "csla":
         correction = upsampled_delta(site, query.shape[0])
-    out = kernels.column_sparse_attention(
-        query,
-        key,
-        value,
-        columns.indices,
-        columns.counts,
-        scale,
-        *plan.schedule[site.scale - 1],
-        *plan.tile,
-        correction,
-    )
+    out = _sparse(query, key, value, columns, correction, scale, plan.schedule[site.scale - 1], plan.tile)
     site.session.ran[site.scale, site.layer] = "sparse"
-    return out
+    return _as_pinned(out)
 
 
 @site_sparse.register_fake

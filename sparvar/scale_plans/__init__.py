@@ -16,7 +16,10 @@ from sparvar.scale_plans.data import (
 )
 from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.plan import Plan
+from sparvar.scale_plans.published import Published, find_published, published_models
+from sparvar.scale_plans.schedules import infinity_schedules
 from sparvar.scale_plans.schema import json_schema
+from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
 
 __all__ = [
@@ -29,15 +32,22 @@ __all__ = [
     "ModelInfo",
     "Plan",
     "PlanDiff",
+    "PlanSet",
     "Provenance",
+    "Published",
+    "Schedule",
     "Thresholds",
     "default_plan",
     "dense_plan",
     "diff",
     "find_plan",
+    "find_published",
+    "infinity_schedules",
     "json_schema",
     "load_plan",
     "model_fingerprint",
+    "published_models",
+    "schedule_text",
     "shipped_plans",
     "write_whole",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparvar.errors import PlanError, message
 from sparvar.scale_plans.plan import Plan
+from sparvar.scale_plans.published import published_models, published_plan
 
 _FOLDER = Path(__file__).with_name("shipped")
 
@@ -34,19 +35,25 @@ def find_plan(fingerprint: str) -> Plan | None:
 def load_plan(source: Plan | str | os.PathLike[str]) -> Plan:
     """A plan without contradictions from what a caller gives: a `Plan`, a file, or the name of a shipped plan.
 
+    The name of a published model may be followed by one of its schedules: ``infinity-2b:0.25M/1.333``.
     Text that ends in ``.json``, holds a path separator or names an existing file is a path. Raises `PlanError`.
     """
     if isinstance(source, Plan):
         return source.require()
     text = os.fspath(source)
     separators = [mark for mark in (os.sep, os.altsep) if mark]
+    named = text.partition(":")[0] in published_models()
     is_path = not isinstance(source, str) or text.endswith(".json") or any(mark in text for mark in separators)
-    if is_path or Path(text).is_file():
+    if (is_path and not named) or Path(text).is_file():
         return Plan.load(text)
     known = _files()
     if text in known:
         return _read(text, known[text])
-    near = get_close_matches(text, known, n=1)
+    published = published_plan(text)
+    if published is not None:
+        return published
+    names = [*known, *published_models()]
+    near = get_close_matches(text, names, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else "a path to a plan file ends in .json"
-    must = f"be a file or one of the shipped plans ({', '.join(known) or 'none'})"
+    must = f"be a file or one of the shipped plans ({', '.join(names)})"
     raise PlanError(message("plan", must, text, remedy))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import sparvar
-from sparvar.backend import _site_graphs, attachment_of
+from sparvar.backend import attachment_of
+from sparvar.site_graphs import site_graphs
 from tests.tiny import SIDES, dense_changes, full_window_changes, generate, tiny_model, tiny_plan
 
 EAGER = {"inner": "eager"}
@@ -23,7 +24,7 @@ def attached(changes: dict[str, Any] | None = None, **options: Any) -> nn.Module
 
 @pytest.fixture(autouse=True)
 def _no_graphs_from_other_tests() -> None:
-    _site_graphs.cache_clear()
+    site_graphs.cache_clear()
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_attaching_the_same_plan_again_finds_its_graphs() -> None:
 
 def test_recompile_limit_is_an_error_that_names_the_setting() -> None:
     model = attached()
-    reason = r"at most 3 per kind.*raise torch\._dynamo\.config\.recompile_limit"
+    reason = r"recompile_limit: must be at least 6.*got 3; set torch\._dynamo\.config\.recompile_limit = 6"
     with torch._dynamo.config.patch(recompile_limit=3), pytest.raises(sparvar.CaptureError, match=reason):
         generate(model)
 

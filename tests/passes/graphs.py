@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import sparvar
-from sparvar.backend import _site_graphs, attachment_of
+from sparvar.backend import attachment_of
+from sparvar.site_graphs import site_graphs
 from tests.tiny import generate, tiny_model, tiny_plan
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -19,7 +20,7 @@ CASES = {
 
 def rewritten(grain: str = "attention") -> dict[str, str]:
     """Text of the graphs in ``CASES``."""
-    _site_graphs.cache_clear()
+    site_graphs.cache_clear()
     model = tiny_model()
     sparvar.compile(model, tiny_plan(model), inner="eager", grain=grain)
     generate(model)

@@ -80,7 +80,6 @@ def forgetting(q: Tensor, cached: Tensor, new: Tensor) -> Tensor:
         (masked, "attention mask"),
         (causal, "causal"),
         (dropping, "dropout is 0.1"),
-        (grouped, "share key heads"),
         (crossing, "not self-attention over the scales"),
         (forgetting, "do not go back to the model as a cache"),
     ],

@@ -1,29 +1,37 @@
-"""Recognise self-attention in a Dynamo graph by its structure."""
+"""Recognise self-attention over the scales in a Dynamo graph, however the model writes it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
 from sparvar.passes.base import Refusal
+from sparvar.passes.capture.forms import BHLC, Form, example, read_form
 
 RULE = "capture"
 
-_SDPA_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+#: Calls through which keys and values are followed back to the cache: they change type, layout or repeat heads.
+_SEE_THROUGH = frozenset(
+    {
+        *("transpose", "swapaxes", "permute", "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"),
+        *("expand", "repeat_interleave", "contiguous", "clone", "to", "type", "type_as", "float", "half", "bfloat16"),
+    }
+)
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of attention found in a graph.
+    """One self-attention over the scales.
 
     Attributes:
         node: the call.
-        query, key, value: its operands, [B, H, N, D] and [B, H, T, D].
+        query, key, value: its operands, [B, H, N, D] and [B, H, T, D], or with H third where ``layout`` is ``BLHc``.
         scale: softmax scale, a number.
-        cached: keys and values are graph outputs, that is, the model keeps them for later scales.
+        layout: ``BHLc`` or ``BLHc``.
+        caches: the nodes that go back to the model as its cache of keys and of values.
     """
 
     node: fx.Node
@@ -31,91 +39,74 @@ class AttentionCall:
     key: fx.Node
     value: fx.Node
     scale: float
-    cached: bool
+    layout: str
+    caches: tuple[fx.Node, fx.Node]
 
 
-def example(node: fx.Node) -> Tensor:
-    """The fake tensor that Dynamo recorded for a node."""
-    value = node.meta.get("example_value", node.meta.get("val"))
-    if not isinstance(value, Tensor):
-        raise TypeError(f"graph node {node.name}: must carry an example tensor, got {type(value).__name__}")
-    return value
+def is_cat(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in (torch.cat, torch.concat, torch.concatenate)
 
 
-def sdpa_arguments(node: fx.Node) -> dict[str, object]:
-    """Arguments of a ``scaled_dot_product_attention`` call by name, defaults filled in."""
-    given: dict[str, object] = {
-        "attn_mask": None,
-        "dropout_p": 0.0,
-        "is_causal": False,
-        "scale": None,
-        "enable_gqa": False,
-    }
-    given.update(zip(_SDPA_NAMES, node.args, strict=False))
-    given.update(node.kwargs)
-    return given
+def _cache_of(node: fx.Node, outputs: set[fx.Node]) -> fx.Node | None:
+    """The graph output that ``node`` is a view or a cast of, or None."""
+    seen: fx.Node | None = node
+    while seen is not None:
+        if seen in outputs:
+            return seen
+        name = seen.target if seen.op == "call_method" else getattr(seen.target, "__name__", "")
+        index = name == "getitem" and _keeps_all(seen)
+        source = seen.args[0] if seen.args and (name in _SEE_THROUGH or index) else None
+        seen = source if isinstance(source, fx.Node) else None
+    return None
 
 
-def is_attention(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is F.scaled_dot_product_attention
-
-
-def _outputs(graph: fx.Graph) -> set[fx.Node]:
-    return set(graph.output_node().all_input_nodes)
+def _keeps_all(node: fx.Node) -> bool:
+    """Whether an indexing only adds dimensions, as models do before they repeat key heads."""
+    parts = node.args[1]
+    parts = parts if isinstance(parts, tuple) else (parts,)
+    return all(part in (None, Ellipsis, slice(None)) for part in parts)
 
 
 def find_attention(graph: fx.Graph, tokens: int, keys: int) -> tuple[list[AttentionCall], list[Refusal]]:
     """Self-attention calls over ``tokens`` queries and ``keys`` keys, and why the others are not.
 
-    A call is taken when nothing masks, drops or shares heads, its lengths are the scale's, and its
-    keys and values go back to the model as the cache (graph outputs), which those of
-    cross-attention do not.
+    A call is taken when nothing masks or drops, its lengths are the scale's, and its keys and values go back to the
+    model as the cache (graph outputs, perhaps cast or seen in another layout), which those of cross-attention do not.
     """
-    outputs = _outputs(graph)
+    outputs = set(graph.output_node().all_input_nodes)
     found: list[AttentionCall] = []
     refusals: list[Refusal] = []
     for node in graph.nodes:
-        if not is_attention(node):
+        form = read_form(node)
+        if form is None:
             continue
-        given = sdpa_arguments(node)
-        query, key, value = given["query"], given["key"], given["value"]
-        assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
-        q, k = example(query), example(key)
-        cached = key in outputs and value in outputs
-        reason = None
-        if given["attn_mask"] is not None:
-            reason = "it has an attention mask; keys may only be dropped where every key is visible"
-        elif given["dropout_p"] != 0.0:
-            reason = f"its dropout is {given['dropout_p']}, that is training"
-        elif given["is_causal"]:
-            reason = "it is causal within the call; scales attend to all tokens of their own"
-        elif given["enable_gqa"]:
-            reason = "queries share key heads (enable_gqa)"
-        elif q.ndim != 4 or k.ndim != 4:
-            reason = f"queries have {q.ndim} and keys {k.ndim} dimensions, must be 4 [B, H, N, D]"
-        elif q.shape[2] != tokens or k.shape[2] != keys:
-            reason = (
-                f"it has {q.shape[2]} queries and {k.shape[2]} keys where the schedule has {tokens} and {keys}:"
-                " not self-attention over the scales"
-            )
-        elif not cached:
-            reason = "its keys and values do not go back to the model as a cache (cross-attention or no KV cache)"
-        if reason is not None:
-            refusals.append(Refusal(RULE, node.name, reason))
-            continue
-        scale = given["scale"]
-        found.append(
-            AttentionCall(
-                node=node,
-                query=query,
-                key=key,
-                value=value,
-                scale=float(scale) if isinstance(scale, int | float) else q.shape[-1] ** -0.5,
-                cached=cached,
-            )
-        )
+        call = _site(form, outputs, tokens, keys)
+        if isinstance(call, str):
+            refusals.append(Refusal(RULE, node.name, call))
+        else:
+            found.append(call)
     return found, refusals
 
 
-def is_cat(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in (torch.cat, torch.concat, torch.concatenate)
+def _site(form: Form, outputs: set[fx.Node], tokens: int, keys: int) -> AttentionCall | str:
+    if form.problem is not None:
+        return form.problem
+    assert form.query is not None and form.key is not None and form.value is not None
+    q, k, v = example(form.query), example(form.key), example(form.value)
+    if q.ndim != 4 or k.ndim != 4:
+        return f"queries have {q.ndim} and keys {k.ndim} dimensions, must be 4 [B, H, N, D]"
+    length, heads = (2, 1) if form.layout == BHLC else (1, 2)
+    if q.shape[length] != tokens or k.shape[length] != keys:
+        return (
+            f"it has {q.shape[length]} queries and {k.shape[length]} keys where the schedule has {tokens} and {keys}:"
+            " not self-attention over the scales"
+        )
+    if q.shape[heads] != k.shape[heads] and not (form.grouped and q.shape[heads] % k.shape[heads] == 0):
+        return f"it has {q.shape[heads]} query heads and {k.shape[heads]} key heads"
+    if v.shape != k.shape or q.shape[-1] != k.shape[-1]:
+        return f"queries are {list(q.shape)}, keys {list(k.shape)} and values {list(v.shape)}: one head_dim is needed"
+    caches = _cache_of(form.key, outputs), _cache_of(form.value, outputs)
+    if caches[0] is None or caches[1] is None:
+        return "its keys and values do not go back to the model as a cache (cross-attention or no KV cache)"
+    scale = form.scale if form.scale is not None else 1 / math.sqrt(q.shape[-1])
+    return AttentionCall(form.node, form.query, form.key, form.value, scale, form.layout, (caches[0], caches[1]))

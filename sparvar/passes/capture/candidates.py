@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparvar.passes.capture.forms import ALIASES, LIBRARY_NAMES
+
+WRITTEN = "softmax(QK^T)V"
+
 _KNOWN: dict[Callable[..., object], str] = {F.scaled_dot_product_attention: "scaled_dot_product_attention"}
-_NAMES = frozenset({"scaled_dot_product_attention", "flash_attn_func", "memory_efficient_attention"})
+_NAMES = LIBRARY_NAMES | {"scaled_dot_product_attention"}
+_OTHER = {
+    name: "attention over packed sequences of several lengths, as cross-attention to texts has it"
+    for name in (
+        *("flash_attn_varlen_func", "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func"),
+        *("flash_attn_unpadded_func", "flash_attn_unpadded_kvpacked_func"),
+    )
+} | {
+    name: "keys and values packed in one tensor leave no cache that grows by appending"
+    for name in ("flash_attn_qkvpacked_func", "flash_attn_kvpacked_func")
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class Candidate:
         calls: names of the attention functions its code refers to.
         block: name of the module that holds it and is a member of a list of blocks, or None.
         caches: its code reads or writes attributes named like a KV cache.
+        problem: why it can be no site, or None.
     """
 
     name: str
@@ -30,6 +48,7 @@ class Candidate:
     calls: tuple[str, ...]
     block: str | None
     caches: bool
+    problem: str | None = None
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -39,16 +58,66 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _attention_names(function: types.FunctionType) -> list[str]:
-    """Attention functions that ``function`` refers to, directly or through an alias in its globals."""
+def _functions(module: nn.Module) -> list[types.FunctionType]:
+    """The forward of ``module`` and the methods of its class that it calls, directly or through others."""
+    forward = _forward(module)
+    found = [] if forward is None else [forward]
+    for function in found:
+        for code in _codes(function.__code__):
+            for name in code.co_names:
+                method = inspect.getattr_static(type(module), name, None)
+                method = getattr(method, "__func__", method)
+                if not isinstance(method, types.FunctionType) or method.__module__.startswith("torch."):
+                    continue
+                if method not in found:
+                    found.append(method)
+    return found
+
+
+def _attention_names(functions: list[types.FunctionType]) -> list[str]:
+    """Attention functions that ``functions`` refer to, directly or through an alias in their globals."""
     found = []
-    for code in _codes(function.__code__):
-        for name in code.co_names:
-            bound = function.__globals__.get(name)
-            known = _KNOWN.get(bound) if isinstance(bound, types.FunctionType | types.BuiltinFunctionType) else None
-            if known or name in _NAMES:
-                found.append(known or name)
+    for function in functions:
+        for code in _codes(function.__code__):
+            for name in code.co_names:
+                bound = function.__globals__.get(name)
+                known = _KNOWN.get(bound) if isinstance(bound, types.FunctionType | types.BuiltinFunctionType) else None
+                own = getattr(bound, "__name__", None) if callable(bound) else None
+                meant = known or next((n for n in (own, name) if n in _NAMES or n in _OTHER), None)
+                if meant:
+                    found.append(meant)
+    if not found and any(_writes_attention(code) for function in functions for code in _codes(function.__code__)):
+        found.append(WRITTEN)
     return sorted(set(found))
+
+
+def _writes_attention(code: types.CodeType) -> bool:
+    """A softmax and at least two matrix products in one body."""
+    if "softmax" not in code.co_names:
+        return False
+    products = 0
+    for step in dis.get_instructions(code):
+        products += step.opname == "BINARY_MATRIX_MULTIPLY" or (step.opname == "BINARY_OP" and step.argrepr == "@")
+        products += step.opname.startswith("LOAD") and step.argval in ("matmul", "bmm", "einsum")
+    return products >= 2
+
+
+def make_visible(module: nn.Module) -> None:
+    """Let Dynamo keep the attention functions of flash-attn and xformers, which a forward refers to, as one node.
+
+    Otherwise it traces into them, down to calls that differ between their versions. Every package's fakes are still
+    what tells shapes, and Inductor and autograd still see what is inside.
+    """
+    for function in _functions(module):
+        for code in _codes(function.__code__):
+            for name in code.co_names:
+                bound = function.__globals__.get(name)
+                if not isinstance(bound, types.FunctionType):
+                    continue
+                meant = next((n for n in (bound.__name__, name) if n in LIBRARY_NAMES), None)
+                if meant is not None:
+                    ALIASES[bound] = meant
+                    torch.compiler.allow_in_graph(bound)
 
 
 def _forward(module: nn.Module) -> types.FunctionType | None:
@@ -67,16 +136,15 @@ def find_candidates(model: nn.Module) -> list[Candidate]:
     }
     found = []
     for name, module in model.named_modules():
-        forward = _forward(module)
-        if forward is None:
-            continue
-        calls = _attention_names(forward)
+        functions = _functions(module)
+        calls = _attention_names(functions)
         if not calls:
             continue
         parts = name.split(".")
         prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
         enclosing = next((p for p in prefixes if p in blocks.values()), None)
-        words = {word for code in _codes(forward.__code__) for word in code.co_names}
+        words = {word for each in functions for code in _codes(each.__code__) for word in code.co_names}
         caches = any("cache" in word or word in ("k_cache", "v_cache") for word in words)
-        found.append(Candidate(name, module, tuple(calls), enclosing, caches))
+        problem = _OTHER.get(calls[0]) if all(call in _OTHER for call in calls) else None
+        found.append(Candidate(name, module, tuple(calls), enclosing, caches, problem))
     return found

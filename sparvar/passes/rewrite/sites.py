@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from sparvar.passes.base import GraphContext, Outcome
-from sparvar.passes.capture import AttentionCall, example, find_attention
+from sparvar.passes.capture import BHLC, AttentionCall, example, find_attention
 
 
 class SiteRule:
@@ -30,6 +30,8 @@ class SiteRule:
         for call in calls:
             self._rewrite(graph, call)
             outcome.count += 1
+        if calls:
+            graph.eliminate_dead_code()  # scores and softmax of attention that was written by hand
         return outcome
 
     def _rewrite(self, graph: fx.Graph, call: AttentionCall) -> None:
@@ -37,12 +39,16 @@ class SiteRule:
         node = call.node
         dtype = example(node).dtype
         with graph.inserting_before(node):
-            # Custom ops ignore autocast: operands are brought to the type attention would return.
-            operands = [
-                part if example(part).dtype == dtype else graph.call_method("to", (part, dtype))
-                for part in (call.query, call.key, call.value)
-            ]
+            operands = [self._operand(graph, part, call, dtype) for part in (call.query, call.key, call.value)]
             new = graph.call_function(op, (*operands, call.scale))
+            if call.layout != BHLC:
+                new = graph.call_method("transpose", (new, 1, 2))
         new.meta.update(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
+
+    def _operand(self, graph: fx.Graph, part: fx.Node, call: AttentionCall, dtype: torch.dtype) -> fx.Node:
+        # Custom ops ignore autocast: operands are brought to the type attention would return.
+        if example(part).dtype != dtype:
+            part = graph.call_method("to", (part, dtype))
+        return part if call.layout == BHLC else graph.call_method("transpose", (part, 1, 2))

@@ -1,0 +1,160 @@
+"""Compiled graphs of a site: what Dynamo captures, rewritten by the passes and compiled, one per scale and kind."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo as dynamo
+from torch import Tensor, fx
+
+from sparvar.errors import CaptureError, message
+from sparvar.passes import PASSES, GraphContext, Report, run_passes, uuid
+from sparvar.runtime.attachment import KINDS
+from sparvar.runtime.context import current
+from sparvar.version import __version__
+
+VARIANTS = 8
+"""Batch sizes and dtypes for which one process may hold graphs of every scale before Dynamo's limit is in the way."""
+
+
+def inner_compile(module: fx.GraphModule, inputs: Sequence[Tensor], inner: str) -> Callable[..., Any]:
+    if inner == "eager":
+        return module.forward
+    from torch._inductor.compile_fx import compile_fx
+
+    compiled: Any = compile_fx(module, list(inputs), config_patches={"post_grad_custom_post_pass": _cache_key()})
+    return compiled
+
+
+@functools.cache
+def _cache_key() -> Any:
+    """A pass that does nothing but put our version into the key of Inductor's on-disk cache.
+
+    The key holds the names of custom ops and not what their fakes return, so that without it a graph
+    cached by another version would be found and would assert other shapes or strides.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    contracts = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*op*.py")):
+        contracts.update(file.read_bytes())
+    mark = f"sparvar-{__version__}-{uuid(PASSES)}-{contracts.hexdigest()[:16]}"
+
+    class CacheKey(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            return None
+
+        def uuid(self) -> str:
+            return mark
+
+    return CacheKey()
+
+
+class SiteCompiler:
+    """Dynamo backend of sites for one kind."""
+
+    def __init__(self, kind: str, graphs: SiteGraphs) -> None:
+        self.kind, self.graphs = kind, graphs
+        self.__name__ = f"sparvar_{kind}"
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
+        site = current()
+        session = site.session
+        context = GraphContext(
+            kind=self.kind,
+            scale=site.scale,
+            tokens=session.tokens(site.scale),
+            keys=session.keys(site.scale),
+            capacity=session.keys(len(session.plan.schedule)),
+        )
+        report = run_passes(module, context, dump=self.graphs.dump)
+        self.graphs.reports.append(report)
+        if self.kind != "dense" and report.counts[f"site_{self.kind}"] == 0 and self.graphs.strict:
+            reasons = [f"{refusal.node}: {refusal.reason}" for refusal in report.refusals]
+            raise CaptureError(
+                f"scale {site.scale}, layer {site.layer}: the plan says {self.kind}, but no attention was rewritten: "
+                + "; ".join(reasons or ["there is no attention in its graph"])
+            )
+        return inner_compile(module, inputs, self.graphs.inner)
+
+
+class SiteGraphs:
+    """Compiled forwards of one class of site for one schedule: a callable per kind, shared by all layers.
+
+    Each kind compiles a copy of the forward's code, because Dynamo counts and searches compiled variants per code
+    object: other plans, kinds and models neither slow this one down nor use up its recompile limit.
+    """
+
+    def __init__(self, forward: Callable[..., Any], calls: int, inner: str, strict: bool, dump: Path | None) -> None:
+        self.inner, self.strict, self.dump = inner, strict, dump
+        self.reports: list[Report] = []
+        self.calls = calls
+        self.variants: set[object] = set()
+        limit = VARIANTS * self.calls
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, limit)
+        dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, limit)
+        self.compiled = {
+            kind: torch.compile(_copy(forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=strict)
+            for kind in KINDS
+        }
+
+    def admit(self, variant: object) -> None:
+        """Refuse a generation whose graphs would not all be kept, before it begins.
+
+        ``variant`` is what makes Dynamo compile every scale again (batch, dtype, device, autocast).
+
+        Raises:
+            CaptureError: Dynamo's limit is too low for one more.
+        """
+        if variant in self.variants:
+            return
+        needed = (len(self.variants) + 1) * self.calls
+        for name in ("recompile_limit", "accumulated_recompile_limit"):
+            have = getattr(dynamo.config, name)
+            if have < needed:
+                raise CaptureError(
+                    message(
+                        f"torch._dynamo.config.{name}",
+                        f"be at least {needed}: {self.calls} calls for each of {len(self.variants) + 1} batch sizes or"
+                        " dtypes in use",
+                        str(have),
+                        f"set torch._dynamo.config.{name} = {needed} or more, or use fewer batch sizes in one process",
+                    )
+                )
+        self.variants.add(variant)
+
+
+def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+@functools.lru_cache(maxsize=16)
+def site_graphs(
+    forward: Callable[..., Any],
+    schedule: tuple[tuple[int, int], ...],
+    prefix: int,
+    inner: str,
+    strict: bool,
+    dump: Path | None,
+) -> SiteGraphs:
+    """Graphs of a schedule.
+
+    Site ops read policies, budgets and windows at run time, so that another plan for the same schedule finds the
+    graphs compiled; ``prefix`` is part of the key because the KV buffer's size is.
+    """
+    return SiteGraphs(forward, len(schedule) + (prefix > 0), inner, strict, dump)
