@@ -72,6 +72,8 @@ class SiteCompiler:
             tokens=session.tokens(site.scale),
             keys=session.keys(site.scale),
             capacity=session.keys(len(session.plan.schedule)),
+            heads=session.plan.model.heads,
+            head_dim=session.plan.model.head_dim,
         )
         report = run_passes(module, context, dump=self.graphs.dump)
         self.graphs.reports.append(report)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +64,8 @@ class Convention:
         prefix: text tokens kept in the cache.
         alone: the prefix has a call of its own, and there is no scale 1.
         cross: cross-attention to the text in every block.
+        numpy: the attention sums the sizes of earlier scales with NumPy to find its part of a table.
+        breaks: the block cannot be captured as one graph, its attention can.
         options: further keywords of the attention call.
     """
 
@@ -74,6 +77,8 @@ class Convention:
     prefix: int = 0
     alone: bool = False
     cross: bool = False
+    numpy: bool = False
+    breaks: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -111,6 +116,9 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         how = self.how
         b, n, _ = x.shape
+        if how.numpy and scale_schedule is not None:
+            start = np.sum([grid[1] * grid[2] for grid in scale_schedule[:scale_ind]]) if scale_ind else 0
+            rope = rope + 0 * torch.arange(512.0)[start : start + n, None]
         blhc = how.call in ("sdpa_blhc", "flash", "xformers")
         q, k, v = self.qkv(x).view(b, n, -1, self.c).split([HEADS, self.shared, self.shared], dim=2)
         if not blhc:
@@ -168,6 +176,8 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
 
     def forward(self, x: Tensor, rope: Tensor, text: Tensor, scale_schedule: Any = None, scale_ind: int = 0) -> Tensor:
+        if self.sa.how.breaks:
+            torch._dynamo.graph_break()
         x = x + self.sa(self.norm(x), rope, scale_schedule, scale_ind)
         if self.ca is not None:
             x = x + self.ca(self.norm(x), text)

@@ -47,6 +47,7 @@ class GraphContext:
         tokens: queries N of this scale.
         keys: keys T of this scale, prefix included.
         capacity: keys of the last scale, prefix included: size of the KV buffer.
+        heads, head_dim: of the queries as the plan has them, 0 where it is not known.
     """
 
     kind: str
@@ -54,6 +55,8 @@ class GraphContext:
     tokens: int
     keys: int
     capacity: int
+    heads: int = 0
+    head_dim: int = 0
 
 
 class Rule(Protocol):

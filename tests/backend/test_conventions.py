@@ -6,6 +6,7 @@ import contextlib
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ WAYS = [
     Convention(prefix=5),
     Convention("flash", prefix=5, alone=True),
     Convention(cross=True),
+    Convention(numpy=True),
+    Convention(breaks=True),
 ]
 
 
@@ -139,6 +142,21 @@ def test_cross_attention_is_left_alone_with_a_reason() -> None:
     report = sparvar.explain(model, lambda model: model.autoregressive_infer_cfg(B=1))
     left = [site for site in report.sites if not site.taken]
     assert [site.name for site in left] == [f"blocks.{i}.ca" for i in range(3)]
+
+
+def test_block_that_is_not_one_graph_leaves_its_attention_compiled_and_says_so() -> None:
+    model, attachment = attached(Convention(breaks=True))
+    report = sparvar.explain(model, lambda model: model.autoregressive_infer_cfg(B=1))
+    assert [site.wrapped for site in attachment.sites] == [f"blocks.{i}.sa" for i in range(3)]
+    assert any("attention is compiled without its block" in note for note in report.notes)
+    model, _ = attached(Convention(breaks=True), grain="block")
+    with pytest.raises(CaptureError, match="could not be captured as one graph"):
+        model.autoregressive_infer_cfg(B=1)
+
+
+def test_numpy_stays_as_it_is_outside_of_sites() -> None:
+    function = torch.compile(lambda x: x + np.sum([1, 2]), backend="eager")
+    assert torch.equal(function(torch.zeros(2)), torch.full((2,), 3.0))
 
 
 def test_guidance_between_layers_and_per_scale() -> None:
@@ -256,6 +274,15 @@ def test_a_method_that_never_reaches_a_site_is_an_error_or_a_warning(strict: boo
 def test_variants_that_cannot_be_sparse_are_refused_with_the_reason(how: Convention, reason: str) -> None:
     model, _ = attached(how)
     with pytest.raises(CaptureError, match=f"no attention was rewritten.*{reason}"):
+        model.autoregressive_infer_cfg(B=1)
+
+
+def test_a_model_of_another_size_than_the_plans_is_refused() -> None:
+    model = painter()
+    plan = plan_for(model)
+    wider = plan.replace(model={**plan.model.model_dump(mode="json"), "heads": 4, "head_dim": 16})
+    sparvar.compile(model, wider, inner="eager")
+    with pytest.raises(CaptureError, match="2 heads of 32 where the plan has 4 of 16"):
         model.autoregressive_infer_cfg(B=1)
 
 

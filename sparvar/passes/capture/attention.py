@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sparvar.passes.base import Refusal
+from sparvar.passes.base import GraphContext, Refusal
 from sparvar.passes.capture.forms import BHLC, Form, example, read_form
 
 RULE = "capture"
@@ -67,8 +67,8 @@ def _keeps_all(node: fx.Node) -> bool:
     return all(part in (None, Ellipsis, slice(None)) for part in parts)
 
 
-def find_attention(graph: fx.Graph, tokens: int, keys: int) -> tuple[list[AttentionCall], list[Refusal]]:
-    """Self-attention calls over ``tokens`` queries and ``keys`` keys, and why the others are not.
+def find_attention(graph: fx.Graph, context: GraphContext) -> tuple[list[AttentionCall], list[Refusal]]:
+    """Self-attention calls over the context's queries and keys, and why the others are not.
 
     A call is taken when nothing masks or drops, its lengths are the scale's, and its keys and values go back to the
     model as the cache (graph outputs, perhaps cast or seen in another layout), which those of cross-attention do not.
@@ -80,7 +80,7 @@ def find_attention(graph: fx.Graph, tokens: int, keys: int) -> tuple[list[Attent
         form = read_form(node)
         if form is None:
             continue
-        call = _site(form, outputs, tokens, keys)
+        call = _site(form, outputs, context)
         if isinstance(call, str):
             refusals.append(Refusal(RULE, node.name, call))
         else:
@@ -88,13 +88,14 @@ def find_attention(graph: fx.Graph, tokens: int, keys: int) -> tuple[list[Attent
     return found, refusals
 
 
-def _site(form: Form, outputs: set[fx.Node], tokens: int, keys: int) -> AttentionCall | str:
+def _site(form: Form, outputs: set[fx.Node], context: GraphContext) -> AttentionCall | str:
     if form.problem is not None:
         return form.problem
     assert form.query is not None and form.key is not None and form.value is not None
     q, k, v = example(form.query), example(form.key), example(form.value)
     if q.ndim != 4 or k.ndim != 4:
         return f"queries have {q.ndim} and keys {k.ndim} dimensions, must be 4 [B, H, N, D]"
+    tokens, keys = context.tokens, context.keys
     length, heads = (2, 1) if form.layout == BHLC else (1, 2)
     if q.shape[length] != tokens or k.shape[length] != keys:
         return (
@@ -105,6 +106,11 @@ def _site(form: Form, outputs: set[fx.Node], tokens: int, keys: int) -> Attentio
         return f"it has {q.shape[heads]} query heads and {k.shape[heads]} key heads"
     if v.shape != k.shape or q.shape[-1] != k.shape[-1]:
         return f"queries are {list(q.shape)}, keys {list(k.shape)} and values {list(v.shape)}: one head_dim is needed"
+    if context.heads and (q.shape[heads], q.shape[-1]) != (context.heads, context.head_dim):
+        return (
+            f"it has {q.shape[heads]} heads of {q.shape[-1]} where the plan has {context.heads} of {context.head_dim}:"
+            " the plan is for another model, or the checkpoint for another size"
+        )
     caches = _cache_of(form.key, outputs), _cache_of(form.value, outputs)
     if caches[0] is None or caches[1] is None:
         return "its keys and values do not go back to the model as a cache (cross-attention or no KV cache)"

@@ -25,7 +25,7 @@ class KvCacheRule:
 
     def apply(self, graph: fx.Graph, context: GraphContext) -> Outcome:
         outcome = Outcome(self.name)
-        calls, _ = find_attention(graph, context.tokens, context.keys)
+        calls, _ = find_attention(graph, context)
         for call in calls:
             for node in call.caches:
                 self._rewrite(graph, node, call, context, outcome)

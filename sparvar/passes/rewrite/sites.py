@@ -25,7 +25,7 @@ class SiteRule:
 
     def apply(self, graph: fx.Graph, context: GraphContext) -> Outcome:
         outcome = Outcome(self.name)
-        calls, refusals = find_attention(graph, context.tokens, context.keys)
+        calls, refusals = find_attention(graph, context)
         outcome.refusals += refusals
         for call in calls:
             self._rewrite(graph, call)

@@ -1,0 +1,198 @@
+"""What sparvar does with the public models' own code: sites, graphs, cache bytes, overhead, start times.
+
+``SPARVAR_UPSTREAM=folder python benchmarks/upstream.py --out benchmarks/results/upstream-cpu.json``
+
+The models have random weights and are narrow; schedules, calls and caches are their own. Speeds of such models say
+nothing and are not measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import sparvar
+from sparvar.runtime.attachment import Attachment
+from sparvar.tools.machine import machine
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.upstream.checkouts import family_imports  # noqa: E402
+from tests.upstream.support import Case, attachment, expected_sites, made_graphs, ran_sites  # noqa: E402
+
+BUILDERS = {
+    "VAR": "tests.upstream.var_models:var",
+    "FlexVAR": "tests.upstream.var_models:flexvar",
+    "Infinity": "tests.upstream.infinity_models:infinity",
+    "hart": "tests.upstream.hart_models:hart",
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "VAR, 256": ("VAR", {}),
+    "FlexVAR": ("FlexVAR", {}),
+    "HART": ("hart", {}),
+    "Infinity, 1M 1:1, 4 layers": ("Infinity", {"pixels": "1M", "depth": 4}),
+    "Infinity, 1M 1:1, 8 layers": ("Infinity", {"pixels": "1M", "depth": 8}),
+    "Infinity, 1M h/w 1.5": ("Infinity", {"pixels": "1M", "ratio": 1.5}),
+    "Infinity, 0.06M w/h 1.333": ("Infinity", {"pixels": "0.06M", "ratio": 0.75}),
+}
+
+
+def build(family: str, **arguments: Any) -> Case:
+    """The narrow model of a family."""
+    module, name = BUILDERS[family].split(":")
+    case: Case = getattr(importlib.import_module(module), name)(**arguments)
+    return case
+
+
+@contextlib.contextmanager
+def timed_calls() -> Iterator[dict[str, list[float]]]:
+    """Seconds inside site wrappers and inside the graphs that they run, per call."""
+    from sparvar import site_graphs
+
+    seconds: dict[str, list[float]] = {"calls": [], "graphs": []}
+
+    def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                into.append(time.perf_counter() - started)
+
+        return run
+
+    compile_, call = site_graphs.inner_compile, Attachment.call
+    site_graphs.inner_compile = lambda *args: timed(compile_(*args), seconds["graphs"])
+    Attachment.call = timed(call, seconds["calls"])  # type: ignore[method-assign]
+    # A function is no method: bind by hand.
+    wrapped = Attachment.call
+    Attachment.call = lambda self, *args, **kwargs: wrapped(self, *args, **kwargs)  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        site_graphs.inner_compile, Attachment.call = compile_, call  # type: ignore[method-assign]
+
+
+def cache_bytes(case: Case, autocast: bool) -> tuple[int, str]:
+    """Most bytes that keys and values of all layers hold, and the type of the keys."""
+    most: dict[str, int] = {}
+    types: set[str] = set()
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: Any, *_: Any) -> None:
+            keys, values = module.cached_k, module.cached_v
+            if keys is not None:
+                most[name] = max(most.get(name, 0), keys.nbytes + values.nbytes)
+                types.add(str(keys.dtype))
+
+        return hook
+
+    handles = [case.model.get_submodule(name).register_forward_hook(look(name)) for name in case.sites]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        case.generate()
+    for handle in handles:
+        handle.remove()
+    return sum(most.values()), "/".join(sorted(types))
+
+
+def measure(family: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Counts, bytes and overhead of one case."""
+    own, own_type = cache_bytes(build(family, **arguments), autocast=True)
+    case = build(family, **arguments)
+    plan = case.plan()
+    sparvar.compile(case.model, plan, inner="eager", grain="attention")
+    ours, our_type = cache_bytes(case, autocast=True)
+    case = build(family, **arguments)
+    with timed_calls() as seconds:
+        sparvar.compile(case.model, plan, inner="eager")
+        case.generate()
+        graphs = made_graphs(case.model)
+        overheads = []
+        for seed in range(5):
+            for each in seconds.values():
+                each.clear()
+            case.generate(seed=seed)
+            calls = len(seconds["calls"])
+            overheads.append((sum(seconds["calls"]) - sum(seconds["graphs"])) / calls * 1e6)
+    last = attachment(case.model)
+    assert made_graphs(case.model) == graphs, "a new seed made new graphs"
+    ran, expected = ran_sites(case.model), expected_sites(plan)
+    return {
+        "schedule": [list(grid) for grid in plan.schedule],
+        "layers": len(plan.layers),
+        "sites_rewritten": dict(ran),
+        "sites_planned": dict(expected),
+        "graphs": len(graphs),
+        "graphs_by_kind": dict(Counter(kind for _, kind in graphs)),
+        "left_alone": last.left_alone,
+        "notes": last.notes,
+        "cache_bytes_own": own,
+        "cache_bytes_sparvar": ours,
+        "cache_ratio": ours / own,
+        "cache_types": [own_type, our_type],
+        "calls_per_generation": calls,
+        "overhead_us_per_call": statistics.median(overheads),
+    }
+
+
+def start_times() -> dict[str, float]:
+    """Seconds of the first and second generation of Infinity 0.06M with Inductor, caches empty, then filled."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("cold", "warm"):
+            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+            command = [sys.executable, __file__, "--start-only"]
+            text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            times = json.loads(text.splitlines()[-1])
+            found |= {f"{name}_first_image_s": times[0], f"{name}_second_image_s": times[1]}
+    return found
+
+
+def start() -> list[float]:
+    with family_imports("Infinity"):
+        case = build("Infinity")
+        sparvar.compile(case.model, case.plan())
+        seconds = []
+        for _ in range(2):
+            started = time.perf_counter()
+            case.generate()
+            seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def main(
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    start_only: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Measure every case and print it; OUT gets the same as JSON."""
+    torch.set_grad_enabled(False)
+    if start_only:
+        typer.echo(json.dumps(start()))
+        return
+    results: dict[str, Any] = {"machine": machine(), "cases": {}}
+    for name, (family, arguments) in CASES.items():
+        with family_imports(family):
+            results["cases"][name] = measure(family, arguments)
+        torch._dynamo.reset()
+        typer.echo(f"{name}: {json.dumps(results['cases'][name])}")
+    results["infinity_start"] = start_times()
+    typer.echo(json.dumps(results["infinity_start"]))
+    if out is not None:
+        sparvar.scale_plans.write_whole(out, (json.dumps(results, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    typer.run(main)
