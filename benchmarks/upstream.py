@@ -30,8 +30,8 @@ from sparvar.runtime.attachment import Attachment
 from sparvar.tools.machine import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.upstream.checkouts import family_imports  # noqa: E402
-from tests.upstream.support import Case, attachment, expected_sites, made_graphs, ran_sites  # noqa: E402
+from tests.upstream.checkouts import family_imports
+from tests.upstream.support import Case, attachment, expected_sites, made_graphs, ran_sites
 
 BUILDERS = {
     "VAR": "tests.upstream.var_models:var",

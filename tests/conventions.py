@@ -271,12 +271,12 @@ def painter(how: Convention | None = None, **fields: Any) -> Painter:
 def plan_for(model: Painter, schedule: Sequence[Sequence[int]] = SQUARE, exact: bool = False, **changes: Any) -> Plan:
     """A plan with one dense, one cs4a and one csla layer, the third last scale deciding.
 
-    ``exact``: windows and budgets hold every key, so that the result must be the dense one.
+    ``exact``: csla layers alone, whose windows hold every key, so that the result must be the dense one.
     """
     grids = [list(grid[-2:]) for grid in schedule]
     scales = len(grids)
-    budget, side = (1.0, 2 * max(max(grid) for grid in grids) - 1) if exact else (0.4, 3)
-    windows = {scale: side for scale in range(1 if exact else 3, scales + 1)}
+    sparse = (scales - 1, scales)
+    windows = {scale: 2 * max(grid) - 1 if exact else 3 for scale, grid in enumerate(grids, start=1)}
     fields = {
         "name": "painter",
         "model": {
@@ -287,18 +287,10 @@ def plan_for(model: Painter, schedule: Sequence[Sequence[int]] = SQUARE, exact: 
         "schedule": grids,
         "prefix": model.how.prefix,
         "tile": [2, 3],
-        "sink_scales": scales - 3 if exact else 1,
-        "index_map": "footprint" if exact else "relative",
-        "decision_scale": scales - 2,
-        "layers": ["dense", "cs4a", "csla"],
-        "cs4a": {scale: {"budget": budget, "window": _odd(side, grids[scale - 1])} for scale in (scales - 1, scales)},
-        "csla": {
-            target: {"windows": {s: _odd(side, grids[s - 1]) for s in windows if s <= target}}
-            for target in (scales - 1, scales)
-        },
+        "sink_scales": 1,
+        "decision_scale": None if exact else scales - 2,
+        "layers": ["dense", "csla" if exact else "cs4a", "csla"],
+        "cs4a": {} if exact else {scale: {"budget": 0.4, "window": 3} for scale in sparse},
+        "csla": {target: {"windows": {s: w for s, w in windows.items() if 1 < s <= target}} for target in sparse},
     }
     return Plan.model_validate({**fields, **changes}).require()
-
-
-def _odd(side: int, grid: Sequence[int]) -> int:
-    return min(side, 2 * max(grid) - 1)

@@ -30,7 +30,7 @@ class Published:
     Attributes:
         name: name of the plan.
         family: model family.
-        signature: :func:`block_signature` of its parameters.
+        signature: hex digits of the :func:`block_signature` of its parameters.
         depth: number of self-attentions.
         width: channels; heads are ``width // head_dim``.
         head_dim: channels of a head.
@@ -82,7 +82,7 @@ class Published:
 
 
 def block_signature(parameters: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """``sha256:`` of names and shapes of the parameters in a model's blocks.
+    """SHA-256, as hex digits, of names and shapes of the parameters in a model's blocks.
 
     Other parameters, types and module classes depend on how a checkpoint is loaded (text encoder, autocast, fused
     norms) and are left out; so are per-head scales, whose layout depends on the attention that is installed.
@@ -93,7 +93,52 @@ def block_signature(parameters: Iterable[tuple[str, Sequence[int]]]) -> str:
         if name.startswith(("blocks.", "block_chunks.")) and "scale_mul" not in name
     )
     text = json.dumps(kept, separators=(",", ":"), ensure_ascii=True)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _infinity(name: str, signature: str, depth: int, width: int, head_dim: int, chunk: int) -> Published:
+    names = dict(sorted(infinity_schedules().items(), key=lambda item: item[0] != "1M/1"))
+    return Published(
+        name, "Infinity", signature, depth, width, head_dim, chunk, "bfloat16", schedules=names, named=True
+    )
+
+
+def _var(name: str, signature: str, depth: int, schedule: Schedule) -> Published:
+    # FlexVAR has VAR's blocks, so that it is the same model here: its calls name their schedules, VAR's never do.
+    side = 16 * schedule[-1][0]
+    return Published(name, "VAR", signature, depth, 64 * depth, 64, schedules={str(side): schedule}, named=True)
+
+
+MODELS = (
+    _var("var-d16", "4c2cfc9a89d3948559e1de3523da8fa4f69fec9763727321f1ccd97ec124cbd8", 16, VAR_256),
+    _var("var-d20", "fee77e1af93624e45ee506d124956594f9c3a0edc0e0766a06fcded917bb2243", 20, VAR_256),
+    _var("var-d24", "5504d3bfbabf5b858960d4814ab492fa87813ed04038b7905f80df58bc46aff6", 24, VAR_256),
+    _var("var-d30", "f3b89adb69b0a242da4f7eaf28b63aa564f122229e69bcf9cef89365edab18d7", 30, VAR_256),
+    _var("var-d36", "c724134bbb2ea56eeb9cec4e82a20f8fd920a9525b00cfc52ad03299ba75b1fe", 36, VAR_512),
+    _infinity("infinity-125m", "90d921130d1c389718b68875a40b7d4e8ad9e25c951bda9cf28b1dd5ee8c9530", 12, 768, 96, 3),
+    _infinity("infinity-layer16", "2e6462ec8547a3b08c39327dbe2a1f0e086f87f9eccadcffe297ba3637dec896", 16, 1152, 96, 4),
+    _infinity("infinity-layer24", "03b7397c17badff0779a99c78530633a4fa641188b3c2bf5aa3c43a0dad3617c", 24, 1536, 96, 6),
+    _infinity("infinity-layer32", "76e3115541de688f526452f9eca2ff1a9e7042e66d9b92caa5c4402c960b0503", 32, 2080, 104, 8),
+    _infinity(
+        "infinity-layer40", "4d9d88328c6768b8927f82b203098f9e2c37addf8ded8db9b664b1c122b0a5dd", 40, 2688, 112, 10
+    ),
+    _infinity(
+        "infinity-layer48", "76558d20cb09a8336fb82089464235babcf8b91ac3b0da6c08ed63fa5aff193b", 48, 3360, 120, 12
+    ),
+    _infinity("infinity-2b", "20227f4ebea706090e044e75e596c0970351e365b058ba1f2ac61f1b0e09a94b", 32, 2048, 128, 4),
+    _infinity("infinity-8b", "cb64c5529bf7424e21719e9f1cfe49c6379f6ea5693645066c7614963c2dce8f", 40, 3584, 128, 5),
+    Published(
+        "hart-0.7b",
+        "HART",
+        "68d5865e543acab330386622fb2395c79059705eb3374afe2d080045c3c84c8a",
+        24,
+        1536,
+        64,
+        dtype="float16",
+        prefix=HART_TEXT_TOKENS,
+        schedules={"1024": HART_1024},
+    ),
+)
 
 
 def published_models() -> dict[str, Published]:

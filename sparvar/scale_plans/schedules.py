@@ -38,9 +38,9 @@ def squares(sides: Sequence[int]) -> Schedule:
 
 
 def infinity_schedules() -> dict[str, Schedule]:
-    """Every schedule of Infinity by ``size/ratio``, the ratio as h/w or w:h reversed: ``1M/1``, ``1M/1.5``, ``1M/1:1.5``.
+    """Every schedule of Infinity by ``size/ratio``, the ratio as height over width: ``1M/1``, ``0.25M/1.333``.
 
-    15 ratios (eight and the inverses of seven) at four sizes.
+    15 ratios (eight and the inverses of seven, to three digits as upstream cuts them) at four sizes.
     """
     found: dict[str, Schedule] = {}
     for size, scales in INFINITY_SIZES.items():
@@ -48,7 +48,7 @@ def infinity_schedules() -> dict[str, Schedule]:
             grids = parse_schedule(text)[:scales]
             found[f"{size}/{ratio}"] = grids
             if ratio != "1":
-                found[f"{size}/1:{ratio}"] = tuple((w, h) for h, w in grids)
+                found[f"{size}/{int(1000 / float(ratio)) / 1000:g}"] = tuple((w, h) for h, w in grids)
     return found
 
 

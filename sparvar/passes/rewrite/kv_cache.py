@@ -39,11 +39,13 @@ class KvCacheRule:
         self, graph: fx.Graph, node: fx.Node, call: AttentionCall, context: GraphContext, outcome: Outcome
     ) -> None:
         dtype = _compute_dtype(node, call)
-        if not is_cat(node):
-            if context.keys > context.tokens and node.op != "placeholder":
-                outcome.refuse(node, f"keys or values come from {node.target}, not from a cat with the cache")
-            elif dtype != example(node).dtype:
+        if context.keys == context.tokens:  # the first call: there is no cache yet
+            if dtype != example(node).dtype:
                 _narrow_output(graph, node, dtype)
+            return
+        if not is_cat(node):
+            if node.op != "placeholder":
+                outcome.refuse(node, f"keys or values come from {node.target}, not from a cat with the cache")
             return
         parts = node.args[0] if node.args else node.kwargs.get("tensors")
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
