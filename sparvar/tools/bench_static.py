@@ -79,7 +79,7 @@ def table(result: dict[str, Any]) -> Table:
             case["kernel"] + ("" if case["variant"] == "pinned" else f", {case['variant']}"),
             case["target"],
             case["dtype"],
-            str(case["head_dim"]),
+            str(case["head_dim"] or ""),
             f"{block['m']}x{block['n']} {block['warps']}w {block['stages']}s",
             str(case["registers"]),
             str(case["spills"]),

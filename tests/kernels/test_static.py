@@ -11,6 +11,7 @@ import pytest
 from sparvar import kernels
 from sparvar.errors import KernelError
 from sparvar.kernels.static import compiled
+from sparvar.kernels.static.cases import LISTS
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "static-kernels.json"
 COMPILED_HERE = [
@@ -19,6 +20,11 @@ COMPILED_HERE = [
     kernels.StaticCase("attention_stats", "pinned", "sm_80", "bf16", 104),
     kernels.StaticCase("column_sums", "pinned", "sm_100", "bf16", 96),
     kernels.StaticCase("column_sparse_attention", "pinned", "sm_80", "fp32", 64),
+    kernels.StaticCase("select_columns", "T=2521", "sm_90", "fp32", 0),
+    kernels.StaticCase("select_columns", "T=40000", "sm_100", "fp32", 0),
+    kernels.StaticCase("map_columns", "gather", "sm_80", "int32", 0),
+    kernels.StaticCase("map_columns", "compact", "gfx942", "int32", 0),
+    kernels.StaticCase("map_columns", "spread", "sm_89", "int32", 0),
 ]
 
 
@@ -52,6 +58,26 @@ def test_no_kernel_got_worse(case: kernels.StaticCase, table: dict[str, Any]) ->
         remedy = "if that is meant: sparvar bench ops --static --json benchmarks/results/static-kernels.json"
         for name in ("registers", "shared"):
             assert getattr(facts, name) <= row[name], f"{name} were {row[name]}; {remedy}"
+
+
+def test_the_kernels_of_lists_are_those_that_are_launched() -> None:
+    pytest.importorskip("triton")
+    from sparvar.kernels.map_columns import gpu as map_gpu
+    from sparvar.kernels.select_columns import gpu as select_gpu
+
+    names = [case[-1] for case in (*select_gpu.aot_cases(), *map_gpu.aot_cases())]
+    assert names == [f"{kernel} {variant}" for kernel, (_, variants) in LISTS.items() for variant in variants]
+    assert {case[0] for case in map_gpu.aot_cases()} == set(map_gpu.KERNELS)
+
+
+def test_lists_need_no_tensor_cores_and_may_not_spill() -> None:
+    case = kernels.StaticCase("map_columns", "gather", "sm_90", "int32", 0)
+    block = {"m": 1, "n": 512, "warps": 4, "stages": 3}
+    fine = kernels.StaticFacts(block, 56, 0, 0, 64, 232_448, "", 0, 0, {})
+    assert kernels.static_problems(case, fine) == []
+    bad = kernels.StaticFacts(block, 255, 2, 8, 64, 232_448, "", 0, 0, {})
+    assert kernels.static_problems(case, bad) == ["spills registers: 2 loads and stores, 8 bytes of stack"]
+    assert case.name == "map_columns (gather) sm_90 int32"
 
 
 def test_problems_are_named() -> None:

@@ -22,6 +22,7 @@ __all__ = ["KERNELS", "aot_cases", "run"]
 # as many registers), 4 in the compaction. With twice as many, some targets spill.
 RESIDENT_COLUMNS = 8192
 RESIDENT_KEYS_PER_WARP = 512
+REST_KEYS = 24  # most a thread holds where a row is a large and a small block
 STREAM_BLOCK, STREAM_WARPS = 4096, 16
 CHUNK_PER_WARP = 128
 
@@ -39,7 +40,8 @@ def _keys(x: tl.tensor, inside: tl.tensor) -> tl.tensor:
     return tl.where(inside, tl.where(magnitude > 0x7F800000, 0xFFFFFFFF, key), 0)
 
 
-@triton.jit
+# Rows are read key by key, whatever their length: with four keys a thread the two blocks would not meet in one layout.
+@triton.jit(do_not_specialize=["columns"])
 def select_kernel(
     sums: tl.tensor,
     indices: tl.tensor,
@@ -49,13 +51,20 @@ def select_kernel(
     RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    REST: tl.constexpr = 0,
 ) -> None:
-    """Write the top `kept` of fp32 [columns] of one row, ascending. RESIDENT: the row fits into one block."""
+    """Write the top `kept` of fp32 [columns] of one row, ascending. RESIDENT: the row fits into BLOCK + REST keys.
+
+    REST is 0, or the number of keys behind BLOCK, a smaller power of two, at least 32 for each warp.
+    """
     row = tl.program_id(0).to(tl.int64)
     source = sums + row * columns
     target = indices + row * kept
     lane = tl.arange(0, BLOCK)
     keys = _keys(tl.load(source + lane, mask=lane < columns, other=0.0), lane < columns)  # [BLOCK]
+    if REST:
+        behind = BLOCK + tl.arange(0, REST)
+        rest = _keys(tl.load(source + behind, mask=behind < columns, other=0.0), behind < columns)  # [REST]
 
     # The largest threshold that at least `kept` keys reach, from the highest bit down.
     threshold = tl.full((), 0, tl.uint32)
@@ -70,6 +79,8 @@ def select_kernel(
                 inside = start + lane < columns
                 more = _keys(tl.load(source + start + lane, mask=inside, other=0.0), inside)
                 hits += (more >= candidate).to(tl.int32)
+        if REST:  # columns of the block lie in one thread, so one sum over threads serves both
+            hits = tl.sum(tl.reshape(hits, [BLOCK // REST, REST]), axis=0) + (rest >= candidate).to(tl.int32)
         count = tl.sum(hits, axis=0)
         enough = count >= kept
         threshold = tl.where(enough, candidate, threshold)
@@ -107,12 +118,18 @@ KERNELS = (select_kernel,)
 
 def _configuration(columns: int) -> tuple[dict[str, Any], int]:
     """Return the constants of the kernel and the number of warps for rows of T = `columns`."""
-    resident = columns <= RESIDENT_COLUMNS
-    block, warps = STREAM_BLOCK, STREAM_WARPS
-    if resident:
-        block = max(triton.next_power_of_2(columns), CHUNK_PER_WARP)
-        warps = max(block // RESIDENT_KEYS_PER_WARP, 1)
-    return {"RESIDENT": resident, "BLOCK": block, "CHUNK": warps * CHUNK_PER_WARP}, warps
+    if columns > RESIDENT_COLUMNS:
+        constants = {"RESIDENT": False, "BLOCK": STREAM_BLOCK, "CHUNK": STREAM_WARPS * CHUNK_PER_WARP, "REST": 0}
+        return constants, STREAM_WARPS
+    block = max(triton.next_power_of_2(columns), CHUNK_PER_WARP)
+    warps = max(block // RESIDENT_KEYS_PER_WARP, 1)
+    rest = 0
+    if warps > 1:  # half the block and warps, where what is left over fits into a smaller block
+        least = 32 * (warps // 2)
+        behind = max(triton.next_power_of_2(columns - block // 2), least)
+        if block // 2 + behind <= REST_KEYS * least:
+            block, warps, rest = block // 2, warps // 2, behind
+    return {"RESIDENT": True, "BLOCK": block, "CHUNK": warps * CHUNK_PER_WARP, "REST": rest}, warps
 
 
 def run(sums: Tensor, kept: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +148,7 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int, str
     """Return (kernel, signature, constexprs, num_warps, num_stages, name) of what `run` compiles, for any GPU."""
     signature = {"sums": "*fp32", "indices": "*i32", "counts": "*i32", "columns": "i32", "kept": "i32"}
     cases = []
-    for columns in (100, 2521, 6425, 40000):
+    for columns in (100, 2521, 4121, 6425, 40000):
         constants, warps = _configuration(columns)
         types = signature | dict.fromkeys(constants, "constexpr")
         cases.append((select_kernel, types, constants, warps, 3, f"select_columns T={columns}"))

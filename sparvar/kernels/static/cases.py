@@ -1,4 +1,7 @@
-"""Which compilations make the static table: kernel x target x dtype x head dimension, and some variants."""
+"""Which compilations make the static table: kernel x target x dtype x head dimension, and some variants.
+
+The kernels of column lists have no head dimension and no dtype but their own; they multiply nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from sparvar.kernels.common.checks import fail
 from sparvar.kernels.static.targets import TARGETS
 
-__all__ = ["DTYPES", "HEAD_DIMS", "KERNELS", "StaticCase", "static_cases"]
+__all__ = ["DTYPES", "HEAD_DIMS", "KERNELS", "LISTS", "StaticCase", "static_cases"]
 
 HEAD_DIMS = (64, 96, 104, 112, 120, 128, 256)
 DTYPES = ("bf16", "fp16", "fp32")
@@ -19,11 +22,16 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "attention_stats": ("pinned", "without entropy"),
     "column_sums": ("pinned",),
 }
+# those of column lists -> their dtype, and their variants: names of `aot_cases` behind that of the op
+LISTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "select_columns": ("fp32", ("T=100", "T=2521", "T=4121", "T=6425", "T=40000")),
+    "map_columns": ("int32", ("mark", "gather", "compact", "spread")),
+}
 
 
 @dataclass(frozen=True)
 class StaticCase:
-    """One compilation."""
+    """One compilation. `head_dim` is 0 where there is none."""
 
     kernel: str
     variant: str
@@ -34,7 +42,7 @@ class StaticCase:
     @property
     def name(self) -> str:
         """The case in one line, unique."""
-        return f"{self.kernel} ({self.variant}) {self.target} {self.dtype} {self.head_dim}"
+        return f"{self.kernel} ({self.variant}) {self.target} {self.dtype} {self.head_dim or ''}".rstrip()
 
 
 def static_cases(kernel: str = "") -> list[StaticCase]:
@@ -42,15 +50,22 @@ def static_cases(kernel: str = "") -> list[StaticCase]:
 
     Raises `KernelError` on a kernel without cases.
     """
-    if kernel and kernel not in KERNELS:
-        raise fail("kernel", f"be one of {', '.join(KERNELS)}", kernel)
-    return [
+    names = (*KERNELS, *LISTS)
+    if kernel and kernel not in names:
+        raise fail("kernel", f"be one of {', '.join(names)}", kernel)
+    attention = [
         StaticCase(name, variant, target, dtype, dim)
         for name, variants in KERNELS.items()
-        if kernel in ("", name)
         for variant in variants
         for target in TARGETS
         for dtype in DTYPES
         for dim in HEAD_DIMS
         if dim in VARIANT_DIMS or variant == "pinned"
     ]
+    lists = [
+        StaticCase(name, variant, target, dtype, 0)
+        for name, (dtype, variants) in LISTS.items()
+        for variant in variants
+        for target in TARGETS
+    ]
+    return [case for case in attention + lists if kernel in ("", case.kernel)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sparvar.errors import KernelError, message
-from sparvar.kernels.static.cases import StaticCase
+from sparvar.kernels.static.cases import LISTS, StaticCase
 from sparvar.kernels.static.targets import GPUS, TARGETS, Target
 
 __all__ = ["StaticFacts", "static_compile", "static_problems", "static_toolchain"]
@@ -30,7 +30,8 @@ class StaticFacts:
     """What the machine code of a case says, and the arithmetic of one step of its loop.
 
     `shared` and `stack` in bytes per program and per thread. `spills`: loads and stores of spilled registers in the
-    code. `matrix`: the matrix instruction found, empty where fp32 runs on ordinary units. `flops` counts head
+    code. `matrix`: the matrix instruction found, empty where fp32 runs on ordinary units and for column lists, of which
+    `flops` and `bytes` are 0 and `block` has one row. `flops` counts head
     dimensions as padded; `bytes` is what a step reads of K, V and indices, so `flops / bytes` holds where nothing of
     it is in the cache. `of_peak`: GPU to the share of its peak that this allows, were every read from memory.
     """
@@ -90,8 +91,30 @@ def _type(name: str, case: StaticCase, constants: dict[str, Any]) -> str:
     return "fp32" if name == "scale" else "i32"
 
 
-def _build(case: StaticCase) -> tuple[Any, Any]:
+def _build_list(case: StaticCase) -> tuple[Any, dict[str, int]]:
+    """`_build` of a kernel of column lists, which says itself how it is compiled."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sparvar.kernels.map_columns import gpu as mapped
+    from sparvar.kernels.select_columns import gpu as selected
+
+    cases = {name: rest for *rest, name in (*selected.aot_cases(), *mapped.aot_cases())}
+    kernel, signature, constants, warps, stages = cases[f"{case.kernel} {case.variant}"]
+    target = TARGETS[case.target]
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants),
+        target=GPUTarget(target.backend, target.arch, target.warp),
+        options={"num_warps": warps, "num_stages": stages},
+    )
+    return compiled, {"m": 1, "n": constants["BLOCK"] + constants.get("REST", 0), "warps": warps, "stages": stages}
+
+
+def _build(case: StaticCase) -> tuple[Any, dict[str, int]]:
     """Return the compiled kernel and its block. Integers are not specialised, so the code serves every call."""
+    if case.kernel in LISTS:
+        return _build_list(case)
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -117,7 +140,7 @@ def _build(case: StaticCase) -> tuple[Any, Any]:
         target=GPUTarget(target.backend, target.arch, target.warp),
         options={"num_warps": block.warps, "num_stages": block.stages},
     )
-    return compiled, block
+    return compiled, block._asdict()
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -166,21 +189,23 @@ def _read_amd(compiled: Any) -> dict[str, Any]:
     }
 
 
-def _arithmetic(case: StaticCase, block: Any) -> tuple[int, int]:
+def _arithmetic(case: StaticCase, block: dict[str, int]) -> tuple[int, int]:
     """Return FLOPs and bytes of one step: BN keys against BM queries."""
+    if case.kernel in LISTS:
+        return 0, 0
     from sparvar.kernels.common.blocks import block_dim
 
     operands = 1 if case.kernel == "column_sums" else 2  # products; and of K and V what is read
-    flops = operands * 2 * block.m * block.n * block_dim(case.head_dim)
-    loaded = operands * block.n * case.head_dim * DTYPES[case.dtype].itemsize
+    flops = operands * 2 * block["m"] * block["n"] * block_dim(case.head_dim)
+    loaded = operands * block["n"] * case.head_dim * DTYPES[case.dtype].itemsize
     if case.kernel == "column_sparse_attention":
-        loaded += block.n * 4
+        loaded += block["n"] * 4
     return flops, loaded
 
 
 def _of_peak(case: StaticCase, target: Target, flops: int, loaded: int) -> dict[str, float]:
     shares = {}
-    for gpu in GPUS:
+    for gpu in GPUS if loaded else ():
         if gpu.target == target.name:
             peak = gpu.tflops_32 if case.dtype == "fp32" else gpu.tflops_16
             shares[gpu.name] = round(min(1.0, flops / loaded * gpu.gigabytes / (1000 * peak)), 3)
@@ -200,7 +225,7 @@ def static_compile(case: StaticCase) -> StaticFacts:
     read = _read_nvidia(compiled) if target.backend == "cuda" else _read_amd(compiled)
     flops, loaded = _arithmetic(case, block)
     return StaticFacts(
-        block=block._asdict(),
+        block=block,
         shared=int(compiled.metadata.shared),
         shared_limit=target.shared,
         flops=flops,
@@ -217,6 +242,8 @@ def static_problems(case: StaticCase, facts: StaticFacts) -> list[str]:
         problems.append(f"spills registers: {facts.spills} loads and stores, {facts.stack} bytes of stack")
     if facts.shared > facts.shared_limit:
         problems.append(f"wants {facts.shared} bytes of shared memory where there are {facts.shared_limit}")
+    if case.kernel in LISTS:
+        return problems
     if case.dtype != "fp32" and not facts.matrix:
         problems.append("multiplies without tensor cores")
     if case.target == "sm_90" and case.dtype != "fp32" and facts.matrix != "HGMMA":

@@ -84,6 +84,63 @@ def test_several_blocks_of_keys_and_of_source_columns(index_map: str) -> None:
     assert out.shape[3] - int(out_counts.min()) > gpu.GATHER_BLOCK, "the tail of zeros spans blocks"
 
 
+@pytest.mark.parametrize("index_map", MAPS)
+@pytest.mark.parametrize("window", [0, 1, 7])
+def test_one_compaction_for_several_target_tiles(index_map: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heights, widths = [1, 2, 4, 8, 16], [1, 2, 4, 8, 18]
+    indices, counts = random_columns(2, 2, 4, 3 + 85, 40)
+    assert gpu.SHARED_FROM <= 5, "20 target tiles for 4 source tiles"
+    for sinks in (0, 2, 5):
+        rest: Any = (heights, widths, 3, 4, 5, 4, 4, index_map, sinks, window)
+        shared = check(indices, counts, *rest)
+        with monkeypatch.context() as apart:
+            apart.setattr(gpu, "SHARED_FROM", 1000)
+            single = check(indices, counts, *rest)
+        assert all(torch.equal(x, y) for x, y in zip(shared, single, strict=True))
+
+
+def test_a_window_of_several_blocks_in_a_shared_list() -> None:
+    heights = widths = [1, 16, 32, 56]
+    indices, counts = random_columns(1, 2, 1, 257, 200)
+    check(indices, counts, heights, widths, 0, 2, 4, 16, 56, "relative", 1, 7)
+    first, end = gpu._hulls(torch.tensor([[[1281, 56, 10, 32, 0, 56]]]))[0]
+    assert (end - first) * gpu.RANK_UNIT > gpu.SPREAD_BLOCK, "the rows around a tile's window"
+
+
+@pytest.mark.parametrize("capacity", [6, 80])
+def test_a_shared_list_stays_in_its_room(capacity: int) -> None:
+    """Two source tiles of 64 keys, the first 8 of them sinks, and three target tiles each; 6 is room for fewer keys."""
+    words, guard = gpu.ROW_UNIT // 4, 64
+    absent = torch.full((2, 4 * words), 1, dtype=torch.uint8, device=DEVICE)
+    absent[:, :64:2] = 0
+    sinks = torch.ones(4 * words, dtype=torch.uint8, device=DEVICE)
+    sinks[:8] = 0
+    fixed = sinks.expand(3, -1).contiguous()
+    fixed[1, 16:20], fixed[2, 65:70] = 0, 0
+    hulls = torch.tensor([[0, 0], [0, 1], [1, 2]], dtype=torch.int32, device=DEVICE)
+    sources = torch.zeros(3, dtype=torch.int32, device=DEVICE)
+
+    def room(size: int) -> Tensor:
+        return torch.full((size + 2 * guard,), POISON, dtype=torch.int32, device=DEVICE)
+
+    lists, ranks, out, counts = room(2 * capacity), room(2 * (words // 16 + 1)), room(6 * capacity), room(6)
+    row = absent.view(torch.int32), sinks.view(torch.int32), fixed.view(torch.int32)
+    gpu.compact_kernel[(2,)](
+        row[0], row[1], lists[guard:], ranks[guard:], words, capacity, BLOCK=gpu.GATHER_BLOCK, UNIT=16
+    )
+    gpu.spread_kernel[(6,)](
+        row[0], row[2], hulls, sources, lists[guard:], ranks[guard:], out[guard:], counts[guard:], 3, 1, words,
+        capacity, BLOCK=gpu.SPREAD_BLOCK, UNIT=16,
+    )  # fmt: skip
+    for buffer in (lists, ranks, out, counts):
+        assert torch.all(buffer[:guard] == POISON) and torch.all(buffer[-guard:] == POISON)
+    if capacity == 80:
+        assert counts[guard:-guard].tolist() == [36, 38, 41] * 2
+        for row_of, mask in zip(out[guard:-guard].view(6, capacity), fixed.repeat(2, 1), strict=True):
+            kept = ((absent[0] & mask) == 0).nonzero().flatten()
+            assert torch.equal(row_of[: len(kept)], kept.int()) and torch.all(row_of[len(kept) :] == 0)
+
+
 def test_a_footprint_of_the_whole_grid() -> None:
     indices = torch.zeros(1, 1, 1, 3, dtype=torch.int32)
     counts = torch.ones(1, 1, 1, dtype=torch.int32)
