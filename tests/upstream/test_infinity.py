@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from sparvar.errors import SparvarError
+from tests.upstream import stand_ins
 from tests.upstream.infinity_models import infinity, schedule, text
 from tests.upstream.support import (
     Case,
@@ -52,7 +56,10 @@ def test_sparse_plan_rewrites_every_planned_site(ratio: float, pixels: str, half
             found = model.generate()
             assert_planned(model.model, plan)
     assert plan.decision_scale is not None
-    assert_same(found[: plan.decision_scale], expected[: plan.decision_scale], rtol=2e-2 if half else 1e-5)
+    before = plan.decision_scale - 1
+    assert_same(found[:before], expected[:before])
+    # Cross-attention computes in bf16 even in an fp32 model, so that a last digit of the deciding attention grows.
+    assert_same(found[before : before + 1], expected[before : before + 1], rtol=2e-2)
     assert not torch.equal(found[-1], expected[-1])
 
 
@@ -156,3 +163,16 @@ def test_torch_compile_by_name_with_inductor_and_an_image() -> None:
     found = model.generate(image=True)
     assert_planned(compiled, plan)  # type: ignore[arg-type]
     assert found[-1].shape == (1, 256, 256, 3)
+
+
+def test_the_flash_attn_of_the_docs_computes_what_the_package_does() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "infinity.md").read_text()
+    code = next(block for block in page.split("```python\n") if "flash_attn_varlen" in block).split("```")[0]
+    ours: dict[str, Any] = {}
+    exec(code, ours)
+    q, kv = torch.randn(10, 2, 32), torch.randn(9, 2, 2, 32)
+    starts_q, starts_k = torch.tensor([0, 5, 10], dtype=torch.int32), torch.tensor([0, 3, 9], dtype=torch.int32)
+    given = (q.bfloat16(), kv.bfloat16(), starts_q, starts_k, 5, 6)
+    found = ours["flash_attn_varlen_kvpacked_func"](*given, softmax_scale=0.2)
+    expected = stand_ins.flash_attn_varlen_kvpacked_func(*given, softmax_scale=0.2)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
