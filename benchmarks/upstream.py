@@ -29,7 +29,7 @@ import sparvar
 from sparvar.runtime.attachment import Attachment
 from sparvar.tools.machine import machine
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.upstream.checkouts import family_imports
 from tests.upstream.support import Case, attachment, expected_sites, made_graphs, ran_sites
 

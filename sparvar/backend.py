@@ -38,7 +38,7 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
     if isinstance(source, PlanSet):
         plans = source
     elif source == "auto":
-        shipped = find_plan(mark)
+        shipped = find_plan(mark) or find_plan(fingerprint(model, torch.float32))
         found = (
             PlanSet.of([shipped])
             if shipped is not None
@@ -61,7 +61,7 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
         problems = plan.check()
         if problems:
             raise PlanError(problems)
-        if plan.model.fingerprint and plan.model.fingerprint != mark:
+        if plan.model.fingerprint and plan.model.fingerprint not in (mark, fingerprint(model, _dtype(plan))):
             raise PlanError(
                 message(
                     "plan",
@@ -71,6 +71,12 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
                 )
             )
     return plans
+
+
+def _dtype(plan: Plan) -> torch.dtype | None:
+    """The type that a plan names; a checkpoint may be loaded in another."""
+    found = getattr(torch, plan.model.dtype, None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def choose_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:

@@ -15,12 +15,11 @@ from torch import Tensor, fx
 
 from sparvar.errors import CaptureError, message
 from sparvar.passes import PASSES, GraphContext, Report, run_passes, uuid
-from sparvar.runtime.attachment import KINDS
 from sparvar.runtime.context import current
 from sparvar.version import __version__
 
-VARIANTS = 8
-"""Batch sizes and dtypes for which one process may hold graphs of every scale before Dynamo's limit is in the way."""
+VARIANTS = 32
+"""Models, batch sizes and dtypes of one schedule that a process may use before Dynamo's limit is in the way."""
 
 
 def inner_compile(module: fx.GraphModule, inputs: Sequence[Tensor], inner: str) -> Callable[..., Any]:
@@ -87,44 +86,47 @@ class SiteCompiler:
 
 
 class SiteGraphs:
-    """Compiled forwards of one class of site for one schedule: a callable per kind, shared by all layers.
+    """Compiled forwards of one class of site for one schedule: one per scale and kind, shared by all layers.
 
-    Each kind compiles a copy of the forward's code, because Dynamo counts and searches compiled variants per code
-    object: other plans, kinds and models neither slow this one down nor use up its recompile limit.
+    Each is a copy of the forward's code, because Dynamo counts and searches compiled variants per code object: a call
+    finds its graph at the first try, and other plans, scales, kinds and models use up nothing of its recompile limit.
     """
 
-    def __init__(self, forward: Callable[..., Any], calls: int, inner: str, strict: bool, dump: Path | None) -> None:
-        self.inner, self.strict, self.dump = inner, strict, dump
+    def __init__(self, forward: Callable[..., Any], inner: str, strict: bool, dump: Path | None) -> None:
+        self.forward, self.inner, self.strict, self.dump = forward, inner, strict, dump
         self.reports: list[Report] = []
-        self.calls = calls
         self.variants: set[object] = set()
-        limit = VARIANTS * self.calls
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, limit)
-        dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, limit)
-        self.compiled = {
-            kind: torch.compile(_copy(forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=strict)
-            for kind in KINDS
-        }
+        self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, VARIANTS)
+
+    def compiled(self, kind: str, scale: int) -> Callable[..., Any]:
+        """The compiled forward of ``kind`` at ``scale``; nothing is compiled before it is called."""
+        found = self._compiled.get((kind, scale))
+        if found is None:
+            made = torch.compile(
+                _copy(self.forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=self.strict
+            )
+            found = self._compiled.setdefault((kind, scale), made)
+        return found
 
     def admit(self, variant: object) -> None:
         """Refuse a generation whose graphs would not all be kept, before it begins.
 
-        ``variant`` is what makes Dynamo compile every scale again (batch, dtype, device, autocast).
+        ``variant`` is what makes Dynamo compile every scale again (model, batch, dtype, device, autocast).
 
         Raises:
             CaptureError: Dynamo's limit is too low for one more.
         """
         if variant in self.variants:
             return
-        needed = (len(self.variants) + 1) * self.calls
+        needed = len(self.variants) + 1
         for name in ("recompile_limit", "accumulated_recompile_limit"):
             have = getattr(dynamo.config, name)
             if have < needed:
                 raise CaptureError(
                     message(
                         f"torch._dynamo.config.{name}",
-                        f"be at least {needed}: {self.calls} calls for each of {len(self.variants) + 1} batch sizes or"
-                        " dtypes in use",
+                        f"be at least {needed}, the models, batch sizes and dtypes in use for this schedule",
                         str(have),
                         f"set torch._dynamo.config.{name} = {needed} or more, or use fewer batch sizes in one process",
                     )
@@ -159,4 +161,4 @@ def site_graphs(
     Site ops read policies, budgets and windows at run time, so that another plan for the same schedule finds the
     graphs compiled; ``prefix`` is part of the key because the KV buffer's size is.
     """
-    return SiteGraphs(forward, len(schedule) + (prefix > 0), inner, strict, dump)
+    return SiteGraphs(forward, inner, strict, dump)

@@ -7,7 +7,7 @@ import inspect
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,7 +28,6 @@ from sparvar.runtime.schedules import (
 from sparvar.runtime.session import Columns, Session
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
 
-KINDS = ("dense", "decide", "sparse")
 GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
 """Methods of published models that run a whole generation."""
 SUBSET_ARGUMENTS = ("m_maskgit",)
@@ -58,8 +57,9 @@ class Site:
 class Graphs(Protocol):
     """Compiled forwards of one class of site for one schedule; made by the backend, which alone knows how."""
 
-    @property
-    def compiled(self) -> Mapping[str, Callable[..., Any]]: ...
+    def compiled(self, kind: str, scale: int) -> Callable[..., Any]:
+        """The compiled forward of a kind at a scale."""
+        ...
 
     @property
     def reports(self) -> Sequence[Any]: ...
@@ -102,6 +102,16 @@ class Attachment:
         self._chosen: dict[Schedule | None, tuple[Plan, Graphs, dict[int, Columns]]] = {}
         if len(self.plans.plans) == 1:
             self.choose(None)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise CaptureError(
+            message(
+                "model",
+                "be copied or saved without sparvar: wrappers in the copy would run the original's modules",
+                "a model that is attached",
+                "call sparvar.detach(model) first, or copy the model and attach to the copy",
+            )
+        )
 
     @property
     def plan(self) -> Plan:
@@ -201,7 +211,7 @@ class Attachment:
         alone = plan.prefix > 0 and tokens == plan.prefix
         if not alone and tokens != plan.tokens(1) + plan.prefix:
             raise self._no_session(tokens, plan)
-        graphs.admit(_variant(args, kwargs))
+        graphs.admit((id(self), *_variant(args, kwargs)))
         with self._lock:
             other = self._running
             if other is not None and other.running and other.owner != threading.get_ident() and _alive(other.owner):
@@ -246,10 +256,10 @@ class Attachment:
         except _LeftAlone as reason:
             self.left_alone[site.name] = str(reason)
             return site.forward(site.module, *args, **kwargs)
-        kind = session.kind(scale, layer)
+        kind = session.kinds[scale][layer]
         previous = enter(SiteContext(session, layer, scale))
         try:
-            out = self._run(session, site, kind, args, kwargs)
+            out = self._run(session, site, scale, kind, args, kwargs)
         except GraphBreakError as error:
             if self.narrow is None or site.wrapped == site.name:
                 raise
@@ -297,13 +307,15 @@ class Attachment:
                 raise _LeftAlone(reason)
         return session.scale_of(layer, tokens)
 
-    def _run(self, session: Session, site: Site, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(
+        self, session: Session, site: Site, scale: int, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         # Outputs of modules that were compiled by the model's own code carry dynamic-shape marks; a
         # detached tensor does not.
         args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
         kwargs = {name: arg.detach() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
         try:
-            return session.compiled[kind](site.module, *args, **kwargs)
+            return session.compiled(kind, scale)(site.module, *args, **kwargs)
         except SparvarError:
             raise
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class Session:
 
     Attributes:
         plan: what runs where.
-        compiled: compiled forward of a site, per kind.
+        compiled: gives the compiled forward of a site for a kind and scale.
         calls: scales finished, per layer.
         begin: what ``calls`` starts from: -1 where the model runs the prefix in a call of its own, as scale 0.
         columns: selected source columns per (layer, number of columns).
@@ -55,12 +55,14 @@ class Session:
         local: column lists of CSLA per scale, shared by layers.
         ran: kind that really ran, per (scale, layer).
         owner: thread identifier.
+        kinds: what the plan says per scale, from 0 (the prefix alone), and layer.
+        sizes: tokens of the call of every scale, from 0.
         seconds: time spent in index mapping and selection, for the benchmark's overhead figure.
     """
 
     plan: Plan
     calls: list[int]
-    compiled: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    compiled: Callable[[str, int], Callable[..., Any]]
     begin: int = 0
     columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
     delta: dict[int, Tensor] = field(default_factory=dict)
@@ -74,13 +76,21 @@ class Session:
         cls,
         plan: Plan,
         local: dict[int, Columns],
-        compiled: Mapping[str, Callable[..., Any]] | None = None,
+        compiled: Callable[[str, int], Callable[..., Any]],
         prefix_alone: bool = False,
     ) -> Session:
         """A generation's session; ``prefix_alone`` where a call with the prefix alone comes before scale 1."""
         begin = -1 if prefix_alone else 0
         calls = [begin] * len(plan.layers)
-        return cls(plan=plan, calls=calls, compiled=compiled or {}, begin=begin, local=local)
+        return cls(plan=plan, calls=calls, compiled=compiled, begin=begin, local=local)
+
+    def __post_init__(self) -> None:
+        # Read at every call of every layer: tables, not the plan's checked accessors.
+        scales = range(1, len(self.plan.schedule) + 1)
+        layers = range(len(self.plan.layers))
+        self.kinds = [["dense"] * len(self.plan.layers)]
+        self.kinds += [[self.plan.kind(scale, layer) for layer in layers] for scale in scales]
+        self.sizes = [self.tokens(scale) for scale in (0, *scales)]
 
     @property
     def prefix_alone(self) -> bool:
@@ -111,10 +121,6 @@ class Session:
         """Keys at ``scale``, prefix included."""
         return self.plan.keys(scale) if scale else self.plan.prefix
 
-    def kind(self, scale: int, layer: int) -> str:
-        """What the plan says for a layer; scale 0, the prefix alone, is dense."""
-        return self.plan.kind(scale, layer) if scale else "dense"
-
     def scale_of(self, layer: int, tokens: int) -> int:
         """The 1-based scale that ``layer`` is about to run with ``tokens`` queries.
 
@@ -122,7 +128,7 @@ class Session:
             SessionError: the schedule has another number of tokens there, or layers are out of step.
         """
         scale = self.calls[layer] + 1
-        if scale > len(self.plan.schedule):
+        if scale >= len(self.sizes):
             raise SessionError(
                 message(
                     f"layer {layer}",
@@ -131,7 +137,7 @@ class Session:
                     "the plan is for another schedule",
                 )
             )
-        expected = self.tokens(scale)
+        expected = self.sizes[scale]
         if tokens != expected:
             h, w = self.plan.schedule[scale - 1]
             raise SessionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from typing import Any
 
@@ -297,6 +298,26 @@ def test_a_model_of_another_size_than_the_plans_is_refused() -> None:
     sparvar.compile(model, wider, inner="eager")
     with pytest.raises(CaptureError, match="2 heads of 32 where the plan has 4 of 16"):
         model.autoregressive_infer_cfg(B=1)
+
+
+def test_an_attached_model_is_not_copied_by_mistake() -> None:
+    model, _ = attached(Convention())
+    with pytest.raises(CaptureError, match=r"sparvar.detach\(model\) first"):
+        copy.deepcopy(model)
+    sparvar.detach(model)
+    assert torch.equal(copy.deepcopy(model).autoregressive_infer_cfg(B=1), painter().autoregressive_infer_cfg(B=1))
+
+
+def test_a_checkpoint_in_another_type_keeps_its_plan() -> None:
+    model = painter()
+    plan = plan_for(model)
+    marked = plan.replace(model={**plan.model.model_dump(mode="json"), "fingerprint": sparvar.fingerprint(model)})
+    model.blocks.to(torch.bfloat16)
+    sparvar.compile(model, marked, inner="eager")
+    model = painter()
+    model.head = torch.nn.Linear(64, 5)
+    with pytest.raises(PlanError, match="be made for this Painter"):
+        sparvar.compile(model, marked, inner="eager")
 
 
 def test_two_models_in_two_threads() -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import sparvar
-from sparvar.backend import _site_graphs, attachment_of
+from sparvar.backend import attachment_of
 from sparvar.passes import fingerprint
 from sparvar.runtime.attachment import Attachment
 from sparvar.scale_plans import Plan, default_plan, dense_plan
+from sparvar.site_graphs import site_graphs
 
 TILE = (4, 4)
 """Query tiles of small schedules; the default 8x16 is larger than their grids."""
@@ -109,7 +110,7 @@ def attached(case: Case, plan: Plan | None = None, **options: Any) -> Iterator[A
 
 def forget_graphs() -> None:
     """Graphs of a schedule are shared by all models of a process; counting them takes a fresh start."""
-    _site_graphs.cache_clear()
+    site_graphs.cache_clear()
 
 
 def attachment(model: nn.Module) -> Attachment:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
 from torch import nn
 
 
-def fingerprint(model: nn.Module) -> str:
-    """``sha256:`` of names, shapes and dtypes of the parameters and the classes of the modules."""
+def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """``sha256:`` of names, shapes and dtypes of the parameters and the classes of the modules.
+
+    With ``dtype`` floating-point parameters count as if they were of that type: checkpoints are loaded in several,
+    and norms of HART change theirs while they run.
+    """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         digest.update(f"{name}:{type(module).__name__}\n".encode())
     for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        kind = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+        digest.update(f"{name} {tuple(parameter.shape)} {kind}\n".encode())
     return f"sha256:{digest.hexdigest()}"
