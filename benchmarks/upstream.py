@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import statistics
@@ -26,6 +27,7 @@ import torch
 import typer
 
 import sparvar
+from sparvar import site_graphs
 from sparvar.runtime.attachment import Attachment
 from sparvar.tools.machine import machine
 
@@ -60,9 +62,7 @@ def build(family: str, **arguments: Any) -> Case:
 @contextlib.contextmanager
 def timed_calls() -> Iterator[dict[str, list[float]]]:
     """Seconds inside site wrappers and inside the graphs that they run, per call."""
-    from sparvar import site_graphs
-
-    seconds: dict[str, list[float]] = {"calls": [], "graphs": []}
+    seconds: dict[str, list[float]] = {"calls": [], "compiled": [], "graphs": []}
 
     def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -74,16 +74,17 @@ def timed_calls() -> Iterator[dict[str, list[float]]]:
 
         return run
 
-    compile_, call = site_graphs.inner_compile, Attachment.call
+    compile_, call, run = site_graphs.inner_compile, Attachment.call, Attachment._run
     site_graphs.inner_compile = lambda *args: timed(compile_(*args), seconds["graphs"])
-    Attachment.call = timed(call, seconds["calls"])  # type: ignore[method-assign]
-    # A function is no method: bind by hand.
-    wrapped = Attachment.call
-    Attachment.call = lambda self, *args, **kwargs: wrapped(self, *args, **kwargs)  # type: ignore[method-assign]
+    # Functions, since a timed callable would not be bound as a method.
+    timed_call, timed_run = timed(call, seconds["calls"]), timed(run, seconds["compiled"])
+    Attachment.call = lambda self, *args, **kwargs: timed_call(self, *args, **kwargs)  # type: ignore[method-assign]
+    Attachment._run = lambda self, *args: timed_run(self, *args)  # type: ignore[method-assign]
     try:
         yield seconds
     finally:
-        site_graphs.inner_compile, Attachment.call = compile_, call  # type: ignore[method-assign]
+        site_graphs.inner_compile = compile_
+        Attachment.call, Attachment._run = call, run  # type: ignore[method-assign]
 
 
 def cache_bytes(case: Case, autocast: bool) -> tuple[int, str]:
@@ -108,6 +109,52 @@ def cache_bytes(case: Case, autocast: bool) -> tuple[int, str]:
     return sum(most.values()), "/".join(sorted(types))
 
 
+def guard_seconds(case: Case) -> float:
+    """Median seconds that Dynamo's guards of a site take, with the caches of the processor warm."""
+    graphs = next(graphs for _, graphs, _ in attachment(case.model)._chosen.values())
+    found = []
+
+    def look(self: Attachment, session: Any, site: Any, scale: int, kind: str, args: Any, kwargs: Any) -> Any:
+        bound = inspect.signature(site.forward).bind(site.module, *args, **kwargs)
+        bound.apply_defaults()
+        function = graphs.compiled(kind, scale)._torchdynamo_orig_callable  # type: ignore[attr-defined]
+        for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__):
+            if entry.guard_manager.check(dict(bound.arguments)):
+                started = time.perf_counter()
+                for _ in range(200):
+                    entry.guard_manager.check(bound.arguments)
+                found.append((time.perf_counter() - started) / 200)
+        return run(self, session, site, scale, kind, args, kwargs)
+
+    run = Attachment._run
+    Attachment._run = look  # type: ignore[method-assign]
+    try:
+        case.generate()
+    finally:
+        Attachment._run = run  # type: ignore[method-assign]
+    return statistics.median(found)
+
+
+def every_schedule() -> dict[str, Any]:
+    """All 60 schedules of Infinity in one model, plans by rule: sites rewritten and graphs, by schedule."""
+    from sparvar.scale_plans import PlanSet, infinity_schedules
+
+    found = {}
+    case = build("Infinity", pixels="1M", depth=4)
+    rule = PlanSet.of([case.plan()], rule=lambda schedule: case.plan(schedule=schedule))
+    sparvar.compile(case.model, rule, inner="eager")
+    for name, schedule in infinity_schedules().items():
+        torch._dynamo.reset()
+        site_graphs.site_graphs.cache_clear()
+        before = len(made_graphs(case.model))
+        case.generate(scales=[(1, h, w) for h, w in schedule])
+        plan = attachment(case.model).last.plan
+        assert plan.schedule == schedule, f"{name} ran under the plan of another schedule"
+        assert ran_sites(case.model) == expected_sites(plan), f"{name}: sites are missing"
+        found[name] = {"sites": sum(ran_sites(case.model).values()), "graphs": len(made_graphs(case.model)) - before}
+    return found
+
+
 def measure(family: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Counts, bytes and overhead of one case."""
     own, own_type = cache_bytes(build(family, **arguments), autocast=True)
@@ -116,17 +163,21 @@ def measure(family: str, arguments: dict[str, Any]) -> dict[str, Any]:
     sparvar.compile(case.model, plan, inner="eager", grain="attention")
     ours, our_type = cache_bytes(case, autocast=True)
     case = build(family, **arguments)
+    torch._dynamo.reset()
+    site_graphs.site_graphs.cache_clear()
     with timed_calls() as seconds:
         sparvar.compile(case.model, plan, inner="eager")
         case.generate()
         graphs = made_graphs(case.model)
-        overheads = []
+        outside, wrappers = [], []
         for seed in range(5):
             for each in seconds.values():
                 each.clear()
             case.generate(seed=seed)
             calls = len(seconds["calls"])
-            overheads.append((sum(seconds["calls"]) - sum(seconds["graphs"])) / calls * 1e6)
+            total, compiled, graph = (sum(seconds[part]) / calls * 1e6 for part in ("calls", "compiled", "graphs"))
+            outside.append(total - graph)
+            wrappers.append(total - compiled)
     last = attachment(case.model)
     assert made_graphs(case.model) == graphs, "a new seed made new graphs"
     ran, expected = ran_sites(case.model), expected_sites(plan)
@@ -144,7 +195,9 @@ def measure(family: str, arguments: dict[str, Any]) -> dict[str, Any]:
         "cache_ratio": ours / own,
         "cache_types": [own_type, our_type],
         "calls_per_generation": calls,
-        "overhead_us_per_call": statistics.median(overheads),
+        "guards_us_per_call": guard_seconds(case) * 1e6,
+        "wrapper_us_per_call": statistics.median(wrappers),
+        "outside_graphs_us_per_call": statistics.median(outside),
     }
 
 
@@ -188,6 +241,8 @@ def main(
             results["cases"][name] = measure(family, arguments)
         torch._dynamo.reset()
         typer.echo(f"{name}: {json.dumps(results['cases'][name])}")
+    with family_imports("Infinity"):
+        results["infinity_schedules"] = every_schedule()
     results["infinity_start"] = start_times()
     typer.echo(json.dumps(results["infinity_start"]))
     if out is not None:

@@ -250,12 +250,16 @@ class Attachment:
             self.left_alone[site.name] = "called with gradients enabled: training is left alone"
             return site.forward(site.module, *args, **kwargs)
         tokens = _tokens(args, kwargs, site)
-        try:
-            session = self._session(layer, tokens, args, kwargs)
-            scale = self._scale(session, site, layer, tokens, args, kwargs)
-        except _LeftAlone as reason:
-            self.left_alone[site.name] = str(reason)
-            return site.forward(site.module, *args, **kwargs)
+        current = self._threads.current
+        if current is not None and current.follows(layer, tokens, kwargs.get(SCALE_ARGUMENT)):
+            session, scale = current, current.calls[layer] + 1
+        else:
+            try:
+                session = self._session(layer, tokens, args, kwargs)
+                scale = self._scale(session, site, layer, tokens, args, kwargs)
+            except _LeftAlone as reason:
+                self.left_alone[site.name] = str(reason)
+                return site.forward(site.module, *args, **kwargs)
         kind = session.kinds[scale][layer]
         previous = enter(SiteContext(session, layer, scale))
         try:
@@ -269,7 +273,8 @@ class Attachment:
             leave(previous)
         if out is _NOT_RUN:
             return site.forward(site.module, *args, **kwargs)  # its attention is the site now
-        self._check(session, site, scale, layer, kind)
+        if session.ran.get((scale, layer), "dense") != kind:
+            self._differs(session, site, scale, layer, kind)
         session.calls[layer] = scale
         if layer == len(self.sites) - 1 and session.finished:
             self.generations += 1
@@ -312,8 +317,9 @@ class Attachment:
     ) -> Any:
         # Outputs of modules that were compiled by the model's own code carry dynamic-shape marks; a
         # detached tensor does not.
-        args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-        kwargs = {name: arg.detach() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
+        args = tuple([arg.detach() if isinstance(arg, Tensor) else arg for arg in args])
+        if kwargs:
+            kwargs = {name: arg.detach() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
         try:
             return session.compiled(kind, scale)(site.module, *args, **kwargs)
         except SparvarError:
@@ -324,10 +330,8 @@ class Attachment:
                 raise
             raise cause from None
 
-    def _check(self, session: Session, site: Site, scale: int, layer: int, kind: str) -> None:
+    def _differs(self, session: Session, site: Site, scale: int, layer: int, kind: str) -> None:
         ran = session.ran.get((scale, layer), "dense")
-        if ran == kind:
-            return
         text = message(f"site {site.name} at scale {scale}", f"run {kind}, as the plan says", ran)
         if self.strict:
             raise CaptureError(f"{text}; see sparvar.explain(model) for the reason")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sparvar.errors import SessionError
 from sparvar.runtime.session import Session
 
 
-@dataclass(frozen=True)
-class SiteContext:
+class SiteContext(NamedTuple):
     """The call under way: its session, 0-based layer and 1-based scale."""
 
     session: Session

@@ -121,6 +121,18 @@ class Session:
         """Keys at ``scale``, prefix included."""
         return self.plan.keys(scale) if scale else self.plan.prefix
 
+    def follows(self, layer: int, tokens: int, index: object) -> bool:
+        """Whether a call with ``tokens`` is plainly the next one; ``index`` is the 0-based scale it names, or None.
+
+        False leaves the decision to those who look closer: the first call, a new generation, a call out of step.
+        """
+        done = self.calls[layer]
+        if layer == 0:
+            plain = done >= 1 and (index is None or index == done) and tokens != self.sizes[self.begin + 1]
+        else:
+            plain = self.calls[layer - 1] == done + 1
+        return plain and done + 1 < len(self.sizes) and self.sizes[done + 1] == tokens
+
     def scale_of(self, layer: int, tokens: int) -> int:
         """The 1-based scale that ``layer`` is about to run with ``tokens`` queries.
 

@@ -81,5 +81,5 @@ def hart(sides: tuple[int, ...] = HART_SHORT, depth: int = 4, heads: int = 2, fl
             return model.autoregressive_infer_cfg(B=len(prompt["label_B"]), cfg=cfg, g_seed=seed, **prompt, **more)
 
     sites = [f"blocks.{layer}.attn" for layer in range(depth)]
-    # The first call holds the text and no image token; its last token stands where the 1x1 grid would.
-    return Case(model, run, [(side, side) for side in sides], sites, heads, 64, prefix=TEXT_TOKENS - 1)
+    # The first call holds the text, and no image token where the 1x1 grid would be.
+    return Case(model, run, [(side, side) for side in sides[1:]], sites, heads, 64, prefix=TEXT_TOKENS)

@@ -32,7 +32,7 @@ class Case:
         schedule: (h, w) of every scale.
         sites: names of the self-attention modules in order of execution.
         heads, head_dim: of those modules.
-        prefix: tokens of the first call that are not the first grid's.
+        prefix: text tokens, which have a call of their own.
         dtype: of the parameters.
     """
 
@@ -125,7 +125,8 @@ def made_graphs(model: nn.Module) -> list[tuple[int, str]]:
 
 
 def expected_graphs(plan: Plan) -> set[tuple[int, str]]:
-    return {
+    prefix = {(0, "dense")} if plan.prefix else set()
+    return prefix | {
         (scale, plan.kind(scale, layer)) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers))
     }
 
