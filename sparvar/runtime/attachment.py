@@ -148,10 +148,10 @@ class Attachment:
         """
         threads = self._threads
         outer, threads.declared = threads.declared, schedule
-        begun, alone = threads.begun, len(self.left_alone)
+        before = threads.calls
         try:
             yield
-            if self.enabled and threads.begun == begun and len(self.left_alone) == alone and not self.left_alone:
+            if self.enabled and threads.calls == before:
                 self._complain(
                     message(
                         "generation",
@@ -222,7 +222,6 @@ class Attachment:
                 )
             session = self._running = Session.start(plan, local, graphs.compiled, alone)
         self._threads.current = session
-        self._threads.begun += 1
         return session
 
     @staticmethod
@@ -246,6 +245,7 @@ class Attachment:
         site = self.sites[layer]
         if not self.enabled:
             return site.forward(site.module, *args, **kwargs)
+        self._threads.calls += 1
         if torch.is_grad_enabled():
             self.left_alone[site.name] = "called with gradients enabled: training is left alone"
             return site.forward(site.module, *args, **kwargs)
@@ -350,7 +350,7 @@ def _names_schedule(site: Site) -> bool:
 class _PerThread(threading.local):
     current: Session | None = None
     declared: Schedule | None = None
-    begun = 0
+    calls = 0
 
 
 class _LeftAlone(Exception):
@@ -384,7 +384,7 @@ def attach(model: nn.Module, attachment: Attachment) -> None:
     put_wrappers(attachment)
     for name in GENERATION_METHODS:
         method = getattr(type(model), name, None)
-        if isinstance(method, types.FunctionType):
+        if isinstance(method, types.FunctionType) and not inspect.isgeneratorfunction(inspect.unwrap(method)):
             object.__setattr__(model, name, _generation(attachment, types.MethodType(method, model)))
     object.__setattr__(model, _ATTRIBUTE, attachment)
 

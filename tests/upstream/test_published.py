@@ -11,6 +11,8 @@ from tests.upstream import hart_models, infinity_models, var_models
 from tests.upstream.checkouts import FAMILIES, family_imports
 from tests.upstream.support import Case
 
+pytestmark = pytest.mark.upstream
+
 NAMES = {
     "VAR": ["var-d16", "var-d24"],
     "FlexVAR": ["var-d16"],
