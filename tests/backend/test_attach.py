@@ -220,10 +220,15 @@ def test_attaching_the_same_plan_again_finds_its_graphs() -> None:
     assert len(attachment.reports) == made > 0
 
 
-def test_recompile_limit_is_an_error_that_names_the_setting() -> None:
+def test_recompile_limit_is_an_error_before_the_run_that_names_the_setting() -> None:
     model = attached()
-    reason = r"recompile_limit: must be at least 6.*got 3; set torch\._dynamo\.config\.recompile_limit = 6"
-    with torch._dynamo.config.patch(recompile_limit=3), pytest.raises(sparvar.CaptureError, match=reason):
+    reason = r"recompile_limit: must be at least 2, .*got 1; set torch\._dynamo\.config\.recompile_limit = 2"
+    with torch._dynamo.config.patch(recompile_limit=1):
+        generate(model)
+        made = len(attachment_of(model).reports)  # type: ignore[union-attr]
+        with pytest.raises(sparvar.CaptureError, match=reason):
+            generate(model, cfg=1.0)
+        assert len(attachment_of(model).reports) == made  # type: ignore[union-attr]
         generate(model)
 
 
