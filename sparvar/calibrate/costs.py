@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +143,14 @@ def measure(
     def random(length: int) -> Tensor:
         return torch.randn(rows, heads, length, dim, generator=generator).to(device, dtype)
 
+    plan = base.replace(column_sum_stride=space.stride)
+    factor = dim**-0.5
     decided: Tensor | None = None
     decision = min(space.decisions)
     for scale in range(decision, base.scales + 1):
         query, key, value = random(base.tokens(scale)), random(base.keys(scale)), random(base.keys(scale))
-        factor = dim**-0.5
-        plan = base.replace(column_sum_stride=space.stride)
-        table.dense[scale] = _seconds(lambda q=query, k=key, v=value: F.scaled_dot_product_attention(q, k, v), device)
-
-        def decide(q: Tensor = query, k: Tensor = key, v: Tensor = value, at: int = scale) -> Tensor:
-            _, sums, _ = look(plan, at, q, k, v, factor)
-            kernels.select_columns(sums, max(1, round(0.1 * sums.shape[-1])))
-            return sums
-
+        table.dense[scale] = _seconds(partial(F.scaled_dot_product_attention, query, key, value), device)
+        decide = partial(_decide, plan, scale, query, key, value, factor)
         if scale in space.decisions:
             table.decide[scale] = _seconds(decide, device)
             if scale == decision:
@@ -174,19 +170,22 @@ def measure(
             columns = mapped_columns(context, rows)
             kept = float(columns.counts.double().mean()) / base.keys(scale)
             grid = base.grid(scale)
-
-            def attend(q: Tensor = query, k: Tensor = key, v: Tensor = value, c: Columns = columns) -> Tensor:
-                return attend_columns(q, k, v, c, None, factor, grid, base.tile)  # noqa: B023 - called at once
-
+            attend = partial(attend_columns, query, key, value, columns, None, factor, grid, base.tile)
             points.append((kept, _seconds(attend, device)))
-            table.mapping[scale] = _seconds(lambda c=context: mapped_columns(c, rows), device)
+            table.mapping[scale] = _seconds(partial(mapped_columns, context, rows), device)
             context.session.delta[0] = random(base.tokens(decision))
-            table.correction[scale] = _seconds(lambda c=context: upsampled_delta(c, rows), device)
+            table.correction[scale] = _seconds(partial(upsampled_delta, context, rows), device)
         (low, fast), (high, slow) = points
         slope = max(0.0, (slow - fast) / (high - low)) if high > low else 0.0
         table.sparse[scale] = (max(0.0, fast - slope * low), slope)
         on_scale(scale)
     return table
+
+
+def _decide(plan: Plan, scale: int, query: Tensor, key: Tensor, value: Tensor, factor: float) -> Tensor:
+    _, sums, _ = look(plan, scale, query, key, value, factor)
+    kernels.select_columns(sums, max(1, round(0.1 * sums.shape[-1])))
+    return sums
 
 
 def _nothing(kind: str, scale: int) -> Any:

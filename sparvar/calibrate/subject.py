@@ -76,7 +76,8 @@ def as_subject(given: Any, name: str) -> Subject:
     """
     if isinstance(given, Subject):
         return given
-    sides, heads = getattr(given, "sides", None), getattr(given, "heads", None)
+    sides: Any = getattr(given, "sides", None)
+    heads: Any = getattr(given, "heads", None)
     if not isinstance(given, nn.Module) or not sides or not heads or not callable(getattr(given, "generate", None)):
         raise OptionError(
             message(
@@ -86,7 +87,8 @@ def as_subject(given: Any, name: str) -> Subject:
                 "return Subject(model, draw, schedule, heads, head_dim) from the factory",
             )
         )
-    width = given.start.shape[-1] if isinstance(getattr(given, "start", None), Tensor) else None
+    start = getattr(given, "start", None)
+    width = int(start.shape[-1]) if isinstance(start, Tensor) else None
     if width is None:
         raise OptionError(message(f"model {name}", "tell its width by a parameter `start` [1, 1, C]", "none"))
     schedule = tuple((int(side), int(side)) for side in sides)
