@@ -159,7 +159,8 @@ class _Search:
         for scale in self.case.scales:
             damage, seconds = self._points(scale, column)
             used, goal = (damage, seconds) if self.by_time else (seconds, damage)
-            options = _pareto([(float(u), float(g), (i,)) for i, (u, g) in enumerate(zip(used, goal, strict=True))])
+            pairs = zip(used[:, 0].tolist(), goal[:, 0].tolist(), strict=True)
+            options = _pareto([(u, g, (number,)) for number, (u, g) in enumerate(pairs)])
             merged = [(u + v, g + h, (*a, *b)) for u, g, a in front for v, h, b in options]
             front = _pareto(merged)
         within = [entry for entry in front if entry[0] <= self.limit]

@@ -44,8 +44,10 @@ class Columns:
 class Observer(Protocol):
     """What sees dense attention of a generation: calibration measures candidates beside it."""
 
-    scales: Collection[int]
-    """Scales at which every layer is observed."""
+    @property
+    def scales(self) -> Collection[int]:
+        """Scales at which every layer is observed."""
+        ...
 
     def __call__(self, site: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Dense attention of ``site`` (a `SiteContext`), [B, H, N, D]; must not return one of its arguments."""
