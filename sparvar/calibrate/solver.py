@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 POLICIES = ("dense", "cs4a", "csla")
 EXACT_ASSIGNMENTS = 20_000
 """Assignments of policies to layers that are searched exhaustively (3**9 is one less than fits)."""
+FRONT_POINTS = 128
+LOCAL_CASES = 3
+"""Of many layers, cases that are searched beyond their starts: the best after the first assignments."""
 MULTIPLIERS = np.logspace(-8, 8, 33)
 
 Array = NDArray[np.float64]
@@ -99,8 +102,10 @@ def solve(
         raise ValueError("solve: max_damage or max_seconds must be given")
     best: Answer | None = None
     exact = len(POLICIES) ** layers <= EXACT_ASSIGNMENTS
-    for case in cases:
-        search = _Search(case, layers, by_time, limit)
+    searches = [_Search(case, layers, by_time, limit, exact) for case in cases]
+    if not exact:
+        searches = sorted(searches, key=_Search.promise)[:LOCAL_CASES]
+    for search in searches:
         found = search.exhaustive(best) if exact else search.local(best)
         if found is not None and (best is None or _value(found, by_time) < _value(best, by_time)):
             best = found
@@ -114,8 +119,8 @@ def _value(answer: Answer, by_time: bool) -> float:
 
 
 class _Search:
-    def __init__(self, case: Case, layers: int, by_time: bool, limit: float) -> None:
-        self.case, self.layers, self.by_time, self.limit = case, layers, by_time, limit
+    def __init__(self, case: Case, layers: int, by_time: bool, limit: float, exact: bool) -> None:
+        self.case, self.layers, self.by_time, self.limit, self.exact = case, layers, by_time, limit, exact
 
     def _points(self, scale: ScaleOptions, assignment: Array) -> tuple[Array, Array]:
         """Damage and seconds [J * M, A] of every joint option for assignments [L, A] of policy numbers."""
@@ -154,19 +159,22 @@ class _Search:
         """The optimum for one assignment [L], if it is below ``cutoff``."""
         column = assignment[:, None]
         fixed = float(self._fixed(column)[0])
-        start = (0.0, fixed) if self.by_time else (fixed, 0.0)
-        front: list[tuple[float, float, tuple[int, ...]]] = [(*start, ())]
+        used_front, goal_front = np.array([0.0 if self.by_time else fixed]), np.array([fixed if self.by_time else 0.0])
+        picks = np.zeros((1, 0), dtype=np.int64)
         for scale in self.case.scales:
-            damage, seconds = self._points(scale, column)
+            damage, seconds = (part[:, 0] for part in self._points(scale, column))
             used, goal = (damage, seconds) if self.by_time else (seconds, damage)
-            pairs = zip(used[:, 0].tolist(), goal[:, 0].tolist(), strict=True)
-            options = _pareto([(u, g, (number,)) for number, (u, g) in enumerate(pairs)])
-            merged = [(u + v, g + h, (*a, *b)) for u, g, a in front for v, h, b in options]
-            front = _pareto(merged)
-        within = [entry for entry in front if entry[0] <= self.limit]
-        if not within:
+            kept = _pareto(used, goal)
+            sums = (used_front[:, None] + used[kept]).ravel(), (goal_front[:, None] + goal[kept]).ravel()
+            order = self._thinned(_pareto(*sums))
+            rows, columns = np.divmod(order, len(kept))
+            used_front, goal_front = sums[0][order], sums[1][order]
+            picks = np.concatenate([picks[rows], kept[columns][:, None]], axis=1)
+        within = np.flatnonzero(used_front <= self.limit)
+        if not len(within):
             return None
-        used_total, goal_total, picked = min(within, key=lambda entry: entry[1])
+        at = within[np.argmin(goal_front[within])]
+        used_total, goal_total, picked = float(used_front[at]), float(goal_front[at]), picks[at].tolist()
         if goal_total >= cutoff:
             return None
         widths = [scale.local.shape[0] for scale in self.case.scales]
@@ -174,6 +182,12 @@ class _Search:
         damage_total, seconds_total = (used_total, goal_total) if self.by_time else (goal_total, used_total)
         policies = tuple(int(policy) for policy in assignment)
         return Answer(self.case.tag, policies, options_of, damage_total, seconds_total, True)
+
+    def _thinned(self, front: NDArray[np.int64]) -> NDArray[np.int64]:
+        """At most `FRONT_POINTS` of a front, its ends among them, where the search is not exact anyway."""
+        if self.exact or len(front) <= FRONT_POINTS:
+            return front
+        return front[np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(np.int64)]
 
     def exhaustive(self, best: Answer | None) -> Answer | None:
         """Branch and bound over every assignment, the most promising first."""
@@ -188,6 +202,11 @@ class _Search:
             if answer is not None:
                 found, cutoff = answer, _value(answer, self.by_time)
         return found
+
+    def promise(self) -> float:
+        """What the best of the starts gives, without a search around it."""
+        found = [answer for start in self._starts() if (answer := self._best(start, np.inf)) is not None]
+        return min((_value(answer, self.by_time) for answer in found), default=np.inf)
 
     def local(self, best: Answer | None) -> Answer | None:
         """Change one layer at a time, from several starts, while that helps."""
@@ -233,12 +252,10 @@ def _neighbours(at: Array) -> Array:
     return np.array(changed).T
 
 
-def _pareto(points: list[tuple[float, float, tuple[int, ...]]]) -> list[tuple[float, float, tuple[int, ...]]]:
-    """Points of which no other has less of both, by the first value; of equals the first option."""
-    front: list[tuple[float, float, tuple[int, ...]]] = []
-    least = np.inf
-    for point in sorted(points):
-        if point[1] < least and np.isfinite(point[0]):
-            front.append(point)
-            least = point[1]
+def _pareto(used: Array, goal: Array) -> NDArray[np.int64]:
+    """Points of which no other has less of both, by ``used``; of equals the first."""
+    order = np.lexsort((goal, used))
+    order = order[np.isfinite(used[order])]
+    before = np.concatenate([[np.inf], np.minimum.accumulate(goal[order])[:-1]])
+    front: NDArray[np.int64] = order[goal[order] < before]
     return front
