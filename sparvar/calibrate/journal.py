@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +107,3 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.close()
-
-    def remove(self) -> None:
-        """Delete the folder after a run that is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -39,7 +39,7 @@ def page(plan: sparvar.Plan, report: dict[str, Any]) -> str:
         ("Time against PSNR", "Each point is a plan; the line is what the solver predicts at best.", _front),
         (
             "Output error against kept keys, by layer",
-            "At the last scale, relative map, first decision scale with most candidates; mean over heads and prompts.",
+            "At the last scale, with the index map and decision scale of the plan; mean over heads and prompts.",
             _errors,
         ),
         ("Recall against kept keys, by layer", "Share of the softmax mass that lies on the kept columns.", _recall),
@@ -156,5 +156,6 @@ def _map(figure: Any, plan: sparvar.Plan, report: dict[str, Any]) -> None:
         axes = figure.add_subplot(1, 2, number)
         drawn = axes.imshow(values, aspect="auto", cmap=colours)
         axes.set(title=title, xlabel="scale", ylabel="layer")
+        axes.set_yticks(range(layers))
         axes.set_xticks(range(len(scales)), [str(scale) for scale in scales])
         figure.colorbar(drawn, ax=axes)
