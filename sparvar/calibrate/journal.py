@@ -66,6 +66,9 @@ class Journal:
                 except ValueError:
                     break  # the line that was being written when the run was killed
                 self._known[entry["key"]] = entry["value"]
+        else:
+            for image in self.folder.glob("*.safetensors"):
+                image.unlink()  # of a run with other settings
         # Written anew, so that half a line at the end is gone.
         entries = [{"key": key, "value": value} for key, value in self._known.items()]
         text = "".join(json.dumps(entry) + "\n" for entry in [header, *entries])

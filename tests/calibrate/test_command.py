@@ -138,6 +138,16 @@ def test_a_journal_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
         Journal(tmp_path / "work", {"seed": 2}, resume=True)
 
 
+def test_images_of_another_run_are_not_used(tmp_path: Path) -> None:
+    import torch
+
+    for seed in (1, 2):
+        with Journal(tmp_path / "work", {"seed": seed}, resume=False) as journal:
+            assert float(journal.image("check/0", lambda seed=seed: torch.tensor(float(seed)))) == seed  # type: ignore[misc]
+    with Journal(tmp_path / "work", {"seed": 2}, resume=True) as journal:
+        assert float(journal.image("check/0", lambda: torch.tensor(0.0))) == 2
+
+
 def test_observing_changes_nothing() -> None:
     import torch
 
