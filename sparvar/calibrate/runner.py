@@ -141,6 +141,8 @@ class Runner:
 
     def measure(self, plan: Plan, stage: str, count: int, begin: int = 0) -> Measured:
         """``count`` generations of a plan from number ``begin`` of a stage."""
+        for number in range(begin, begin + count):
+            self.dense(stage, number)  # all of them first: each detaches the model
         results = [self.one(plan, stage, number) for number in range(begin, begin + count)]
         return Measured(*zip(*results, strict=True))
 

@@ -213,7 +213,8 @@ class Attachment:
         alone = plan.prefix > 0 and tokens == plan.prefix
         if not alone and tokens != plan.tokens(1) + plan.prefix:
             raise self._no_session(tokens, plan)
-        graphs.admit((id(self), *_variant(args, kwargs)))
+        # By the model and not by this attachment: attached again, the model finds its graphs.
+        graphs.admit((id(self.sites[0].module), *_variant(args, kwargs)))
         with self._lock:
             other = self._running
             if other is not None and other.running and other.owner != threading.get_ident() and _alive(other.owner):

@@ -222,9 +222,23 @@ def test_attaching_the_same_plan_again_finds_its_graphs() -> None:
 
 def test_recompile_limit_is_an_error_that_names_the_setting() -> None:
     model = attached()
-    reason = r"recompile_limit: must be at least 6.*got 3; set torch\._dynamo\.config\.recompile_limit = 6"
-    with torch._dynamo.config.patch(recompile_limit=3), pytest.raises(sparvar.CaptureError, match=reason):
+    reason = r"recompile_limit: must be at least 1.*got 0; set torch\._dynamo\.config\.recompile_limit = 1"
+    with torch._dynamo.config.patch(recompile_limit=0), pytest.raises(sparvar.CaptureError, match=reason):
         generate(model)
+
+
+def test_attaching_one_model_again_and_again_needs_no_higher_limit() -> None:
+    model = attached()
+    generate(model)
+    attachment = attachment_of(model)
+    assert attachment is not None
+    plan = attachment.plan
+    made = len(attachment.reports)
+    for _ in range(34):
+        sparvar.compile(model, plan, inner="eager")
+        generate(model)
+    again = attachment_of(model)
+    assert again is not None and len(again.reports) == made
 
 
 def test_explain_names_every_candidate_with_its_reason() -> None:
