@@ -1,6 +1,7 @@
 """sparvar: fast next-scale (VAR) image generation as a torch.compile backend, without training."""
 
 from sparvar.backend import attachment_of, compile, detach, reset
+from sparvar.calibrate import calibrate
 from sparvar.errors import (
     CaptureError,
     KernelError,
@@ -33,6 +34,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "attachment_of",
+    "calibrate",
     "compile",
     "detach",
     "explain",

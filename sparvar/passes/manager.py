@@ -11,7 +11,13 @@ from torch import fx
 from sparvar.passes.base import GraphContext, Outcome, Refusal, Rule
 from sparvar.passes.rewrite import KvCacheRule, RowMlpRule, SiteRule
 
-PASSES: tuple[Rule, ...] = (KvCacheRule(), SiteRule("decide"), SiteRule("sparse"), RowMlpRule())
+PASSES: tuple[Rule, ...] = (
+    KvCacheRule(),
+    SiteRule("decide"),
+    SiteRule("sparse"),
+    SiteRule("observe"),
+    RowMlpRule(),
+)
 """The order: the cache first, while attention is still there to tell which ``cat`` grows it."""
 
 

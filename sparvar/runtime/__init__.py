@@ -2,7 +2,7 @@
 
 from sparvar.runtime.context import SiteContext, active, current, enter, leave
 from sparvar.runtime.session import Columns, Session
-from sparvar.runtime.site_ops import local_columns, site_decide, site_sparse
+from sparvar.runtime.site_ops import local_columns, site_decide, site_observe, site_sparse
 
 __all__ = [
     "Columns",
@@ -14,5 +14,6 @@ __all__ = [
     "leave",
     "local_columns",
     "site_decide",
+    "site_observe",
     "site_sparse",
 ]

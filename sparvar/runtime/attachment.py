@@ -25,7 +25,7 @@ from sparvar.runtime.schedules import (
     declared_schedule,
     parameters_of,
 )
-from sparvar.runtime.session import Columns, Session
+from sparvar.runtime.session import Columns, Observer, Session
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
 
 GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
@@ -81,6 +81,7 @@ class Attachment:
         narrow: sites and graphs of the attention modules alone, for blocks that cannot be captured; None where the
             caller chose what is compiled.
         left_alone: site to reason, for calls that were not part of a generation or could not be.
+        observer: given to every session that starts from now on.
     """
 
     plans: PlanSet
@@ -94,6 +95,7 @@ class Attachment:
     generations: int = 0
     last: Session | None = None
     enabled: bool = True
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
         self._threads = _PerThread()
@@ -211,7 +213,8 @@ class Attachment:
         alone = plan.prefix > 0 and tokens == plan.prefix
         if not alone and tokens != plan.tokens(1) + plan.prefix:
             raise self._no_session(tokens, plan)
-        graphs.admit((id(self), *_variant(args, kwargs)))
+        # By the model and not by this attachment: attached again, the model finds its graphs.
+        graphs.admit((id(self.sites[0].module), *_variant(args, kwargs)))
         with self._lock:
             other = self._running
             if other is not None and other.running and other.owner != threading.get_ident() and _alive(other.owner):
@@ -220,7 +223,7 @@ class Attachment:
                     " give each thread its own copy of the model, or call sparvar.reset(model) if that generation"
                     " was given up"
                 )
-            session = self._running = Session.start(plan, local, graphs.compiled, alone)
+            session = self._running = Session.start(plan, local, graphs.compiled, alone, self.observer)
         self._threads.current = session
         return session
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -41,6 +41,19 @@ class Columns:
         )
 
 
+class Observer(Protocol):
+    """What sees dense attention of a generation: calibration measures candidates beside it."""
+
+    @property
+    def scales(self) -> Collection[int]:
+        """Scales at which every layer is observed."""
+        ...
+
+    def __call__(self, site: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Dense attention of ``site`` (a `SiteContext`), [B, H, N, D]; must not return one of its arguments."""
+        ...
+
+
 @dataclass
 class Session:
     """One generation of one model in one thread.
@@ -58,6 +71,7 @@ class Session:
         kinds: what the plan says per scale, from 0 (the prefix alone), and layer.
         sizes: tokens of the call of every scale, from 0.
         seconds: time spent in index mapping and selection, for the benchmark's overhead figure.
+        observer: sees the dense sites of its scales; they run as kind ``observe``.
     """
 
     plan: Plan
@@ -70,6 +84,7 @@ class Session:
     ran: dict[tuple[int, int], str] = field(default_factory=dict)
     owner: int = field(default_factory=threading.get_ident)
     seconds: float = 0.0
+    observer: Observer | None = None
 
     @classmethod
     def start(
@@ -78,11 +93,12 @@ class Session:
         local: dict[int, Columns],
         compiled: Callable[[str, int], Callable[..., Any]],
         prefix_alone: bool = False,
+        observer: Observer | None = None,
     ) -> Session:
         """A generation's session; ``prefix_alone`` where a call with the prefix alone comes before scale 1."""
         begin = -1 if prefix_alone else 0
         calls = [begin] * len(plan.layers)
-        return cls(plan=plan, calls=calls, compiled=compiled, begin=begin, local=local)
+        return cls(plan=plan, calls=calls, compiled=compiled, begin=begin, local=local, observer=observer)
 
     def __post_init__(self) -> None:
         # Read at every call of every layer: tables, not the plan's checked accessors.
@@ -90,6 +106,8 @@ class Session:
         layers = range(len(self.plan.layers))
         self.kinds = [["dense"] * len(self.plan.layers)]
         self.kinds += [[self.plan.kind(scale, layer) for layer in layers] for scale in scales]
+        for scale in self.observer.scales if self.observer is not None else ():
+            self.kinds[scale] = ["observe" if kind == "dense" else kind for kind in self.kinds[scale]]
         self.sizes = [self.tokens(scale) for scale in (0, *scales)]
 
     @property

@@ -124,7 +124,7 @@ def _per_group(function: Callable[..., Sequence[Tensor]], query: Tensor, key: Te
     return [torch.stack(same, dim=2).flatten(1, 2) for same in zip(*parts, strict=True)]
 
 
-def _sparse(
+def attend_columns(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -134,6 +134,8 @@ def _sparse(
     grid: tuple[int, int],
     tile: tuple[int, int],
 ) -> Tensor:
+    """Attention of queries on ``grid`` to ``columns`` alone, plus ``correction`` [B, H, N, D] where there is one."""
+
     def attend(query: Tensor, key: Tensor, *rest: Tensor) -> tuple[Tensor]:
         value, indices, counts, *delta = rest
         return (
@@ -154,6 +156,20 @@ def _as_pinned(out: Tensor) -> Tensor:
     return out if out.transpose(1, 2).is_contiguous() else out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
+def look(
+    plan: Plan, number: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Dense attention at scale ``number`` with its column sums [B, H, G, T] and entropies [B, H, N] in nats."""
+    grid = plan.schedule[number - 1]
+
+    def group(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, lse, entropy = kernels.attention_stats(query, key, value, scale)
+        return out, kernels.column_sums(query, key, lse, scale, *grid, *plan.tile, plan.column_sum_stride), entropy
+
+    out, sums, entropy = _per_group(group, query, key, value)
+    return out, sums, entropy
+
+
 @torch.library.custom_op("sparvar::site_decide", mutates_args=())
 def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Dense attention of the decision scale, and the columns that later scales will keep.
@@ -163,12 +179,7 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     site = current()
     plan = site.session.plan
     grid = plan.schedule[site.scale - 1]
-
-    def look(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse, _ = kernels.attention_stats(query, key, value, scale)
-        return out, kernels.column_sums(query, key, lse, scale, *grid, *plan.tile, plan.column_sum_stride)
-
-    out, sums = _per_group(look, query, key, value)
+    out, sums, _ = look(plan, site.scale, query, key, value, scale)
     started = time.perf_counter()
     select(site, sums)
     site.session.seconds += time.perf_counter() - started
@@ -177,7 +188,7 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         target = min(plan.cs4a)
         kept = max(1, round(plan.cs4a[target].budget * plan.keys(site.scale)))
         columns = kernels.select_columns(sums, kept)
-        sparse = _sparse(query, key, value, Columns(*columns), None, scale, grid, plan.tile)
+        sparse = attend_columns(query, key, value, Columns(*columns), None, scale, grid, plan.tile)
         site.session.delta[site.layer] = out - sparse
     site.session.ran[site.scale, site.layer] = "decide"
     return _as_pinned(out)
@@ -205,11 +216,32 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     site.session.seconds += time.perf_counter() - started
     if plan.layers[site.layer] != "csla":
         correction = upsampled_delta(site, query.shape[0])
-    out = _sparse(query, key, value, columns, correction, scale, plan.schedule[site.scale - 1], plan.tile)
+    out = attend_columns(query, key, value, columns, correction, scale, plan.schedule[site.scale - 1], plan.tile)
     site.session.ran[site.scale, site.layer] = "sparse"
     return _as_pinned(out)
 
 
 @site_sparse.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return _pinned_empty(query)
+
+
+@torch.library.custom_op("sparvar::site_observe", mutates_args=())
+def site_observe(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Dense attention that the session's observer sees and returns, [B, H, N, D] laid out as [B, N, H, D].
+
+    Raises:
+        SessionError: the session has no observer.
+    """
+    site = current()
+    observer = site.session.observer
+    if observer is None:
+        raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have an observer", "none"))
+    out = observer(site, query, key, value, scale)
+    site.session.ran[site.scale, site.layer] = "observe"
+    return _as_pinned(out)
+
+
+@site_observe.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return _pinned_empty(query)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparvar.tools.cmd_bench import bench
+from sparvar.tools.cmd_calibrate import calibrate
 from sparvar.tools.cmd_demo import demo
 from sparvar.tools.cmd_doctor import doctor
 from sparvar.tools.cmd_explain import explain
@@ -44,7 +45,7 @@ def sparvar(
     """
 
 
-for _command in (demo, explain, inspect, doctor):
+for _command in (demo, calibrate, explain, inspect, doctor):
     app.command(help=paragraphs(_command), epilog=EXIT_CODES)(_command)
 app.add_typer(bench, name="bench")
 

@@ -232,6 +232,20 @@ def test_recompile_limit_is_an_error_before_the_run_that_names_the_setting() -> 
         generate(model)
 
 
+def test_attaching_one_model_again_and_again_needs_no_higher_limit() -> None:
+    model = attached()
+    generate(model)
+    attachment = attachment_of(model)
+    assert attachment is not None
+    plan = attachment.plan
+    made = len(attachment.reports)
+    for _ in range(34):
+        sparvar.compile(model, plan, inner="eager")
+        generate(model)
+    again = attachment_of(model)
+    assert again is not None and len(again.reports) == made
+
+
 def test_explain_names_every_candidate_with_its_reason() -> None:
     model = tiny_model()
     before = sparvar.explain(model)

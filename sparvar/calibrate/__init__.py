@@ -1,0 +1,6 @@
+"""Calibration: from a model, a few prompts and a budget to the cheapest plan that meets it on this machine."""
+
+from sparvar.calibrate.run import Budget, Calibration, Effort, calibrate
+from sparvar.calibrate.subject import Subject, load_subject
+
+__all__ = ["Budget", "Calibration", "Effort", "Subject", "calibrate", "load_subject"]

@@ -1,0 +1,204 @@
+"""Seconds of one site per scale and kind, measured on this machine by running the ops, and kept in a cache file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparvar import env, kernels
+from sparvar.calibrate.space import Choice, Space, plan_of
+from sparvar.errors import OutputError
+from sparvar.runtime.context import SiteContext
+from sparvar.runtime.session import Columns, Session
+from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
+from sparvar.scale_plans import Plan, write_whole
+from sparvar.version import __version__
+
+ROUNDS = 5
+SHARES = (0.05, 0.3)
+"""Budgets at which the sparse kernel is timed; between and beyond them seconds are linear in kept keys."""
+
+
+@dataclass
+class CostTable:
+    """Seconds of one site.
+
+    Attributes:
+        dense: per scale.
+        decide: dense attention, column sums and selection, per scale.
+        mapping: mapping column lists to a scale, per scale.
+        correction: growing the output correction to a scale, per scale.
+        sparse: (seconds with no key, seconds per share of keys) per scale.
+        dense_seconds: a whole dense generation through the backend; 0 until it was measured.
+        extra: seconds that a sparse site takes more (or less) than its op says, per scale: norms, MLP and dispatch of
+            its graph, from whole generations.
+        device: what was measured.
+    """
+
+    dense: dict[int, float] = field(default_factory=dict)
+    decide: dict[int, float] = field(default_factory=dict)
+    mapping: dict[int, float] = field(default_factory=dict)
+    correction: dict[int, float] = field(default_factory=dict)
+    sparse: dict[int, tuple[float, float]] = field(default_factory=dict)
+    dense_seconds: float = 0.0
+    extra: dict[int, float] = field(default_factory=dict)
+    device: str = ""
+
+    def cs4a(self, scale: int, kept: float, correction: bool) -> float:
+        """Seconds of a cs4a site that keeps a share ``kept`` of the keys."""
+        fixed, slope = self.sparse[scale]
+        grown = self.correction[scale] if correction else 0.0
+        return fixed + slope * kept + self.mapping[scale] + grown + self.extra.get(scale, 0.0)
+
+    def csla(self, scale: int, kept: float) -> float:
+        """Seconds of a csla site; its lists are made once and not counted."""
+        fixed, slope = self.sparse[scale]
+        return fixed + slope * kept + self.extra.get(scale, 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**self.__dict__}
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> CostTable:
+        """From `as_dict` after a trip through JSON."""
+        tables = {
+            name: {int(scale): tuple(cost) if isinstance(cost, list) else cost for scale, cost in value.items()}
+            for name, value in raw.items()
+            if isinstance(value, dict)
+        }
+        return cls(**{**raw, **tables})
+
+
+def device_text(device: torch.device) -> str:
+    """The device as far as times depend on it."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}"
+    return f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def cache_file(base: Plan, space: Space, rows: int, device: torch.device, inner: str) -> Path:
+    """Where the table of this device, these versions, shapes and model is kept."""
+    key = {
+        "device": device_text(device),
+        "node": platform.node(),
+        "threads": torch.get_num_threads(),
+        "versions": [torch.__version__, __version__],
+        "kernels": kernels.implementation(device),
+        "model": base.model.model_dump(mode="json"),
+        "schedule": base.schedule,
+        "tile": base.tile,
+        "prefix": base.prefix,
+        "rows": rows,
+        "space": repr(space),
+        "inner": inner,
+    }
+    mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return env.cache_dir() / f"costs-{mark}.json"
+
+
+def load(path: Path) -> CostTable | None:
+    """The table of a cache file, or None where there is no readable one."""
+    try:
+        return CostTable.of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def save(path: Path, table: CostTable) -> None:
+    """Write the cache file. Raises `OutputError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: {error} (SPARVAR_CACHE_DIR)") from error
+    write_whole(path, json.dumps(table.as_dict(), indent=1).encode())
+
+
+@torch.inference_mode()
+def measure(
+    base: Plan,
+    space: Space,
+    rows: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_scale: Callable[[int], None] = lambda scale: None,
+) -> CostTable:
+    """Time the ops of a site at every scale that may decide or be sparse, for ``rows`` batch rows (CFG counted)."""
+    table = CostTable(device=device_text(device))
+    generator = torch.Generator().manual_seed(0)
+    heads, dim = base.model.heads, base.model.head_dim
+
+    def random(length: int) -> Tensor:
+        return torch.randn(rows, heads, length, dim, generator=generator).to(device, dtype)
+
+    plan = base.replace(column_sum_stride=space.stride)
+    factor = dim**-0.5
+    decided: Tensor | None = None
+    decision = min(space.decisions)
+    for scale in range(decision, base.scales + 1):
+        query, key, value = random(base.tokens(scale)), random(base.keys(scale)), random(base.keys(scale))
+        table.dense[scale] = _seconds(partial(F.scaled_dot_product_attention, query, key, value), device)
+        decide = partial(_decide, plan, scale, query, key, value, factor)
+        if scale in space.decisions:
+            table.decide[scale] = _seconds(decide, device)
+            if scale == decision:
+                decided = decide()
+        if scale == decision:
+            on_scale(scale)
+            continue
+        assert decided is not None
+        points: list[tuple[float, float]] = []
+        for budget in SHARES:
+            budgets = tuple((target, budget) for target in range(decision + 1, base.scales + 1))
+            choice = Choice(("cs4a",) * len(base.layers), decision, "footprint", budgets=budgets)
+            sparse = plan_of(base, space, choice)
+            context = SiteContext(Session.start(sparse, {}, _nothing), 0, scale)
+            wanted = sparse.source_columns(scale)
+            context.session.columns[0, wanted] = Columns(*kernels.select_columns(decided, wanted))
+            columns = mapped_columns(context, rows)
+            kept = float(columns.counts.double().mean()) / base.keys(scale)
+            grid = base.grid(scale)
+            attend = partial(attend_columns, query, key, value, columns, None, factor, grid, base.tile)
+            points.append((kept, _seconds(attend, device)))
+            table.mapping[scale] = _seconds(partial(mapped_columns, context, rows), device)
+            context.session.delta[0] = random(base.tokens(decision))
+            table.correction[scale] = _seconds(partial(upsampled_delta, context, rows), device)
+        (low, fast), (high, slow) = points
+        slope = max(0.0, (slow - fast) / (high - low)) if high > low else 0.0
+        table.sparse[scale] = (max(0.0, fast - slope * low), slope)
+        on_scale(scale)
+    return table
+
+
+def _decide(plan: Plan, scale: int, query: Tensor, key: Tensor, value: Tensor, factor: float) -> Tensor:
+    _, sums, _ = look(plan, scale, query, key, value, factor)
+    kernels.select_columns(sums, max(1, round(0.1 * sums.shape[-1])))
+    return sums
+
+
+def _nothing(kind: str, scale: int) -> Any:
+    raise AssertionError("timing compiles nothing")
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median of a few runs after one that warms up."""
+    times = []
+    for _ in range(ROUNDS + 1):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])

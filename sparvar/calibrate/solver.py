@@ -1,0 +1,261 @@
+"""The cheapest choice within a limit: exact where layers are few, a local search with the same inner step where not.
+
+A problem is a set of *cases* (decision scale, index map, correction). Within a case every layer takes one policy and
+every sparse scale one option per policy; error at a scale is a power law of the weighted squared errors of its layers,
+and both damage and seconds add up over scales. Given the layers' policies the scales are independent, so that merging
+their Pareto fronts gives the optimum; over the layers' policies it is branch and bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+POLICIES = ("dense", "cs4a", "csla")
+EXACT_ASSIGNMENTS = 20_000
+"""Assignments of policies to layers that are searched exhaustively (3**9 is one less than fits)."""
+FRONT_POINTS = 128
+LOCAL_CASES = 3
+"""Of many layers, cases that are searched beyond their starts: the best after the first assignments."""
+MULTIPLIERS = np.logspace(-8, 8, 33)
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """What may run at one scale; option 0 of each policy is dense there.
+
+    Attributes:
+        scale: number of the scale.
+        mapped: weighted squared error per option and layer, [J, L]; row 0 is zeros.
+        mapped_seconds: seconds of one site more than dense, per option [J]; usually negative.
+        local: the same for csla, [M, L].
+        local_seconds: [M].
+        factor: damage is ``factor * error ** power``.
+        power: see ``factor``.
+        must_map: option 0 is not open to cs4a layers here (the first sparse scale makes the correction).
+    """
+
+    scale: int
+    mapped: Array
+    mapped_seconds: Array
+    local: Array
+    local_seconds: Array
+    factor: float
+    power: float
+    must_map: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of what all layers share.
+
+    Attributes:
+        tag: handed back in the answer.
+        decide_seconds: what one deciding site costs more than a dense one.
+        scales: every scale that may be sparse, ascending.
+    """
+
+    tag: Any
+    decide_seconds: float
+    scales: tuple[ScaleOptions, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best choice found.
+
+    Attributes:
+        tag: of its case.
+        layers: number of the policy (see `POLICIES`) per layer.
+        options: (cs4a option, csla option) per scale, as in the case.
+        damage: predicted.
+        seconds: more than the all-dense plan; negative is faster.
+        exact: nothing better exists in the problem.
+    """
+
+    tag: Any
+    layers: tuple[int, ...]
+    options: tuple[tuple[int, int], ...]
+    damage: float
+    seconds: float
+    exact: bool
+
+
+def solve(
+    cases: Sequence[Case], layers: int, *, max_damage: float | None = None, max_seconds: float | None = None
+) -> Answer | None:
+    """Least seconds within ``max_damage``; or, with ``max_seconds`` alone, least damage within those seconds.
+
+    With both, the least seconds within the damage; None where that is more than ``max_seconds``. None also where no
+    choice is within the limit. Ties are broken towards what comes first, so that the answer is always the same.
+    """
+    by_time = max_damage is not None
+    limit = max_damage if max_damage is not None else max_seconds
+    if limit is None:
+        raise ValueError("solve: max_damage or max_seconds must be given")
+    best: Answer | None = None
+    exact = len(POLICIES) ** layers <= EXACT_ASSIGNMENTS
+    searches = [_Search(case, layers, by_time, limit, exact) for case in cases]
+    if not exact:
+        searches = sorted(searches, key=_Search.promise)[:LOCAL_CASES]
+    for search in searches:
+        found = search.exhaustive(best) if exact else search.local(best)
+        if found is not None and (best is None or _value(found, by_time) < _value(best, by_time)):
+            best = found
+    if best is None or (by_time and max_seconds is not None and best.seconds > max_seconds):
+        return None
+    return best
+
+
+def _value(answer: Answer, by_time: bool) -> float:
+    return answer.seconds if by_time else answer.damage
+
+
+class _Search:
+    def __init__(self, case: Case, layers: int, by_time: bool, limit: float, exact: bool) -> None:
+        self.case, self.layers, self.by_time, self.limit, self.exact = case, layers, by_time, limit, exact
+
+    def _points(self, scale: ScaleOptions, assignment: Array) -> tuple[Array, Array]:
+        """Damage and seconds [J * M, A] of every joint option for assignments [L, A] of policy numbers."""
+        mapped, local = (assignment == 1).astype(float), (assignment == 2).astype(float)
+        error = (scale.mapped @ mapped)[:, None] + (scale.local @ local)[None]
+        seconds = (scale.mapped_seconds[:, None] * mapped.sum(0))[:, None] + (
+            scale.local_seconds[:, None] * local.sum(0)
+        )[None]
+        if scale.must_map:
+            error[0] = np.where(mapped.sum(0) > 0, np.inf, error[0])
+        flat = error.reshape(-1, assignment.shape[1])
+        damage = scale.factor * np.power(flat, scale.power, where=flat > 0, out=np.zeros_like(flat))
+        return damage, seconds.reshape(damage.shape)
+
+    def _fixed(self, assignment: Array) -> Array:
+        total: Array = (assignment == 1).sum(0) * self.case.decide_seconds
+        return total
+
+    def _bounds(self, assignment: Array) -> Array:
+        """A lower bound of what is minimised, per assignment: the best Lagrangian relaxation of the limit."""
+        parts = [self._points(scale, assignment) for scale in self.case.scales]
+        fixed = self._fixed(assignment)
+        best = np.full(assignment.shape[1], -np.inf)
+        for multiplier in MULTIPLIERS:
+            total = np.zeros(assignment.shape[1])
+            for damage, seconds in parts:
+                goal, used = (seconds, damage) if self.by_time else (damage, seconds)
+                total += (goal + multiplier * used).min(0)
+            if self.by_time:
+                best = np.maximum(best, total + fixed - multiplier * self.limit)
+            else:
+                best = np.maximum(best, total + multiplier * (fixed - self.limit))
+        return best
+
+    def _best(self, assignment: Array, cutoff: float) -> Answer | None:
+        """The optimum for one assignment [L], if it is below ``cutoff``."""
+        column = assignment[:, None]
+        fixed = float(self._fixed(column)[0])
+        used_front, goal_front = np.array([0.0 if self.by_time else fixed]), np.array([fixed if self.by_time else 0.0])
+        picks = np.zeros((1, 0), dtype=np.int64)
+        for scale in self.case.scales:
+            damage, seconds = (part[:, 0] for part in self._points(scale, column))
+            used, goal = (damage, seconds) if self.by_time else (seconds, damage)
+            kept = _pareto(used, goal)
+            sums = (used_front[:, None] + used[kept]).ravel(), (goal_front[:, None] + goal[kept]).ravel()
+            order = self._thinned(_pareto(*sums))
+            rows, columns = np.divmod(order, len(kept))
+            used_front, goal_front = sums[0][order], sums[1][order]
+            picks = np.concatenate([picks[rows], kept[columns][:, None]], axis=1)
+        within = np.flatnonzero(used_front <= self.limit)
+        if not len(within):
+            return None
+        at = within[np.argmin(goal_front[within])]
+        used_total, goal_total, picked = float(used_front[at]), float(goal_front[at]), picks[at].tolist()
+        if goal_total >= cutoff:
+            return None
+        widths = [scale.local.shape[0] for scale in self.case.scales]
+        options_of = tuple(divmod(number, width) for number, width in zip(picked, widths, strict=True))
+        damage_total, seconds_total = (used_total, goal_total) if self.by_time else (goal_total, used_total)
+        policies = tuple(int(policy) for policy in assignment)
+        return Answer(self.case.tag, policies, options_of, damage_total, seconds_total, True)
+
+    def _thinned(self, front: NDArray[np.int64]) -> NDArray[np.int64]:
+        """At most `FRONT_POINTS` of a front, its ends among them, where the search is not exact anyway."""
+        if self.exact or len(front) <= FRONT_POINTS:
+            return front
+        return front[np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(np.int64)]
+
+    def exhaustive(self, best: Answer | None) -> Answer | None:
+        """Branch and bound over every assignment, the most promising first."""
+        every = np.array(list(itertools.product(range(len(POLICIES)), repeat=self.layers)), dtype=float).T
+        bounds = self._bounds(every)
+        cutoff = np.inf if best is None else _value(best, self.by_time)
+        found: Answer | None = None
+        for number in np.argsort(bounds, kind="stable"):
+            if bounds[number] >= cutoff:
+                break
+            answer = self._best(every[:, number], cutoff)
+            if answer is not None:
+                found, cutoff = answer, _value(answer, self.by_time)
+        return found
+
+    def promise(self) -> float:
+        """What the best of the starts gives, without a search around it."""
+        found = [answer for start in self._starts() if (answer := self._best(start, np.inf)) is not None]
+        return min((_value(answer, self.by_time) for answer in found), default=np.inf)
+
+    def local(self, best: Answer | None) -> Answer | None:
+        """Change one layer at a time, from several starts, while that helps."""
+        cutoff = np.inf if best is None else _value(best, self.by_time)
+        found: Answer | None = None
+        for start in self._starts():
+            current = self._best(start, np.inf)
+            while current is not None:
+                at = np.array(current.layers, dtype=float)
+                near = _neighbours(at)
+                bounds = self._bounds(near)
+                better: Answer | None = None
+                for number in np.argsort(bounds, kind="stable"):
+                    if bounds[number] >= current.seconds if self.by_time else bounds[number] >= current.damage:
+                        break
+                    better = self._best(near[:, number], _value(current, self.by_time) - 1e-12)
+                    if better is not None:
+                        break
+                if better is None:
+                    break
+                current = better
+            if current is not None and _value(current, self.by_time) < cutoff:
+                found = Answer(**{**current.__dict__, "exact": False})
+                cutoff = _value(current, self.by_time)
+        return found
+
+    def _starts(self) -> Iterator[Array]:
+        for policy in range(len(POLICIES)):
+            yield np.full(self.layers, float(policy))
+        half = np.full(self.layers, 2.0)
+        half[: round(0.6 * self.layers)] = 1.0
+        yield half
+
+
+def _neighbours(at: Array) -> Array:
+    changed = []
+    for layer in range(len(at)):
+        for policy in range(len(POLICIES)):
+            if policy != at[layer]:
+                other = at.copy()
+                other[layer] = policy
+                changed.append(other)
+    return np.array(changed).T
+
+
+def _pareto(used: Array, goal: Array) -> NDArray[np.int64]:
+    """Points of which no other has less of both, by ``used``; of equals the first."""
+    order = np.lexsort((goal, used))
+    order = order[np.isfinite(used[order])]
+    before = np.concatenate([[np.inf], np.minimum.accumulate(goal[order])[:-1]])
+    front: NDArray[np.int64] = order[goal[order] < before]
+    return front

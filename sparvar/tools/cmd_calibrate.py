@@ -1,0 +1,177 @@
+"""`sparvar calibrate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sparvar.calibrate import Budget, Calibration, Effort, load_subject
+from sparvar.calibrate import calibrate as run
+from sparvar.errors import OptionError, SparvarError, message
+from sparvar.tools import output
+from sparvar.tools.calibrate_page import page, require_plots
+from sparvar.tools.cmd_demo import Inner, choose_inner
+from sparvar.tools.common import as_json, handled, notes
+from sparvar.tools.common import output as results
+
+JSON_NAME, PAGE_NAME = "calibration.json", "calibration.html"
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """Prompts of a file: one per line, JSON where a line begins like it, else its text; empty lines do not count.
+
+    Raises:
+        OptionError: the file cannot be read, a line is not UTF-8 or is broken JSON, or there is no prompt.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise OptionError(message(f"--prompts {path}", "be a readable file", error.strerror or str(error))) from error
+    prompts: list[Any] = []
+    for number, raw in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            text = raw.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            must = "be UTF-8 text"
+            raise OptionError(
+                message(where, must, f"byte {error.start} that is not", "save the file as UTF-8")
+            ) from error
+        if not text:
+            continue
+        if text[0] in '[{"' or text.lstrip("-").isdigit():
+            try:
+                prompts.append(json.loads(text))
+            except ValueError as error:
+                must = "be a label or a JSON value"
+                raise OptionError(message(where, must, f"broken JSON ({error})", "mend or remove the line")) from error
+        else:
+            prompts.append(text)
+    if not prompts:
+        raise OptionError(message(f"--prompts {path}", "hold at least one prompt", "none", "write one per line"))
+    return prompts
+
+
+@handled
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="zoo:landscape, or package.module:factory.")],
+    prompts: Annotated[Path, typer.Option(metavar="FILE", help="One label, or JSON value, per line.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PLAN", help="The plan; the reports go beside it.")],
+    min_psnr: Annotated[float | None, typer.Option(help="Least mean PSNR against dense images, dB.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Most seconds of one image.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every image; the same seed and cost table, the same plan.")] = 0,
+    inner: Annotated[
+        Inner, typer.Option(help="What compiles the rewritten graphs; auto is inductor where a C++ compiler is.")
+    ] = Inner.auto,
+    images: Annotated[int, typer.Option(min=2, help="Images that check a plan, and as many held out.")] = 8,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    max_seconds_total: Annotated[
+        float | None, typer.Option(min=1, help="Stop when this time is used up; go on with --resume.")
+    ] = None,
+) -> None:
+    """Find the cheapest plan that meets a budget on this machine, and show that it does.
+
+    Measures what every candidate would lose beside the model's own attention, times the ops, solves for the cheapest
+    plan, and runs it on images that calibration has not seen, tightening it until the budget is met. Writes the plan,
+    [bold]calibration.json[/] and [bold]calibration.html[/]. Takes about ten minutes on the shipped model. What was
+    measured stays in the folder PLAN.work: with --resume a run that was stopped, or one with another budget, uses it.
+
+    [dim]Examples[/]
+
+        sparvar calibrate zoo:landscape --prompts labels.txt --min-psnr 32 --out plan.json
+
+        sparvar calibrate my.models:build --prompts labels.txt --max-seconds 2 --out fast/plan.json --resume
+    """
+    budget = Budget(min_psnr, max_seconds)
+    labels = read_prompts(prompts)
+    output.prepare(out.parent, (out.name, JSON_NAME, PAGE_NAME))
+    require_plots()
+    # As `python -m` does: factories of the folder one stands in are found.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    subject = load_subject(model)
+    console = notes()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=float(STEPS))
+        plain = not console.is_terminal
+
+        def say(text: str) -> None:
+            bar.update(task, description=text, advance=1)
+            if plain:
+                console.print(text, markup=False)
+
+        started = time.monotonic()
+        found = run(
+            subject,
+            labels,
+            budget,
+            out.parent / f"{out.name}.work",
+            seed=seed,
+            inner=choose_inner(inner),
+            effort=Effort(checks=images, held_out=images),
+            resume=resume,
+            seconds_in_all=max_seconds_total,
+            say=say,
+        )
+        found.report["command_seconds"] = time.monotonic() - started
+    output.write_all(
+        out.parent,
+        {
+            out.name: found.plan.dumps().encode(),
+            JSON_NAME: as_json(found.report).encode(),
+            PAGE_NAME: page(found.plan, found.report).encode(),
+        },
+    )
+    screen = results()
+    screen.print(table(found))
+    if found.report["all_dense"]:
+        screen.print("No sparse plan met the budget: the plan is all dense.")
+    screen.print(f"Plan: {out}; report: {out.parent / PAGE_NAME}", soft_wrap=True)
+    missed = missed_budget(found, budget)
+    if missed:
+        raise SparvarError(missed)
+
+
+STEPS = 30
+"""About how many steps a calibration announces; the bar and the time left follow from it."""
+
+
+def missed_budget(found: Calibration, budget: Budget) -> str:
+    """What the held-out images miss, or an empty text."""
+    held = found.report["held_out"]
+    if budget.max_seconds is not None and held["seconds_median"] > budget.max_seconds:
+        must = f"take at most {budget.max_seconds:g} s on the held-out images"
+        got = f"{held['seconds_median']:.2f} s"
+        return message(
+            "plan", must, got, "it was written; the machine was slower than when it was checked, or ask less"
+        )
+    return ""
+
+
+def table(found: Calibration) -> Table:
+    """Predicted and measured, with the plans it is compared with."""
+    report = found.report
+    shown = Table(title=f"plan {found.plan.name}  {found.plan.digest[:19]}")
+    for name in ("", "PSNR (dB)", "seconds"):
+        shown.add_column(name, justify="right" if name else "left")
+    predicted, held = report["predicted"], report["held_out"]
+    shown.add_row("predicted", f"{predicted['psnr_db']:.1f}", f"{predicted['seconds']:.2f}")
+    shown.add_row("measured, held out", f"{held['psnr_db_mean']:.1f}", f"{held['seconds_median']:.2f}")
+    for name, other in report["others"].items():
+        shown.add_row(f"{name} plan, held out", f"{other['psnr_db_mean']:.1f}", f"{other['seconds_median']:.2f}")
+    shown.add_row("dense", "-", f"{report['costs']['dense_seconds']:.2f}")
+    return shown

@@ -1,0 +1,171 @@
+"""The command as a user runs it, on a small model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sparvar.calibrate.journal import Journal
+from sparvar.errors import OptionError, OutputError
+from sparvar.scale_plans import Plan
+from sparvar.tools.cli import app
+from tests.calibrate import factories
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = b"mountain\n3\n\nsea\n"
+
+
+def arguments_of(folder: Path, *arguments: str, model: str = "tiny", labels: bytes = LABELS) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "labels.txt").write_bytes(labels)
+    named = [f"tests.calibrate.factories:{model}", "--prompts", str(folder / "labels.txt")]
+    return ["calibrate", *named, "--out", str(folder / "plan.json"), "--inner", "eager", "--images", "2", *arguments]
+
+
+def run(folder: Path, *arguments: str, **how: Any) -> Result:
+    """The command in this process, which compiles its graphs once for all tests."""
+    environment = {"SPARVAR_CACHE_DIR": str(folder / "cache"), "COLUMNS": "200"}
+    return CliRunner().invoke(app, arguments_of(folder, *arguments, **how), env=environment)
+
+
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "calibration.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished calibration with a budget that sparse plans of the small model meet."""
+    folder = tmp_path_factory.mktemp("calibration")
+    command = [sys.executable, "-m", "sparvar.tools", *arguments_of(folder, "--min-psnr", "8")]
+    environment = {**os.environ, "SPARVAR_CACHE_DIR": str(folder / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "measured, held out" in done.stdout
+    return folder
+
+
+def test_writes_a_plan_and_the_reasons(folder: Path) -> None:
+    plan, found = Plan.load(folder / "plan.json", strict_digest=True), report(folder)
+    assert plan.provenance.calibrated
+    assert found["digest"] == plan.digest
+    assert found["held_out"]["psnr_db_mean"] >= 8
+    assert plan.measured["psnr_db"] == pytest.approx(found["held_out"]["psnr_db_mean"], abs=1e-3)
+    sites = found["sites"]
+    assert {(site["scale"], site["layer"]) for site in sites} == {(k, layer) for k in range(2, 7) for layer in range(3)}
+    last = next(site for site in sites if site["scale"] == 6)
+    assert all(0 <= share <= 1.0001 for share in [*last["recall"].values(), *last["kept"].values()])
+    text = (folder / "calibration.html").read_text()
+    assert text.count("data:image/png;base64,") == 4
+
+
+def test_the_same_seed_and_cost_table_give_the_same_plan(folder: Path) -> None:
+    before = Plan.load(folder / "plan.json").digest
+    done = run(folder, "--min-psnr", "8")
+    assert done.exit_code == 0, done.stderr
+    assert report(folder)["costs_cached"]
+    assert Plan.load(folder / "plan.json").digest == before
+
+
+def test_a_budget_that_no_sparse_plan_meets_gives_the_dense_plan_and_says_so(folder: Path) -> None:
+    done = run(folder, "--min-psnr", "90")
+    assert done.exit_code == 0, done.stderr
+    assert "all dense" in done.stdout
+    plan = Plan.load(folder / "plan.json")
+    assert plan.planned_sites() == 0
+    assert "all dense" in plan.provenance.note
+
+
+def test_seconds_that_no_plan_reaches(folder: Path) -> None:
+    done = run(folder, "--max-seconds", "0.0001")
+    assert done.exit_code == 1
+    assert "plan: must take at most 0.0001 s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    stopped = run(tmp_path, "--min-psnr", "8", "--max-seconds-total", "1")
+    assert stopped.exit_code == 1
+    assert "go on with --resume" in stopped.stderr
+    journal = tmp_path / "plan.json.work" / "journal.jsonl"
+    before = journal.read_text()
+    journal.write_text(before + '{"key": "half a li')
+    done = run(tmp_path, "--min-psnr", "8", "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert journal.read_text().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "arguments", "text"),
+    [
+        ("tiny", LABELS, [], "budget: must be stated, got none; give --min-psnr"),
+        ("tiny", LABELS, ["--min-psnr", "nan"], "--min-psnr: must be a finite number above 0"),
+        ("tiny", b"\n\n", ["--min-psnr", "30"], "must hold at least one prompt, got none"),
+        ("tiny", b"sea\n\xff\n", ["--min-psnr", "30"], "line 2: must be UTF-8 text, got byte 0 that is not"),
+        ("tiny", b'sea\n{"a": \n', ["--min-psnr", "30"], "line 2: must be a label or a JSON value, got broken JSON"),
+        ("nosuch", LABELS, ["--min-psnr", "30"], "has no callable named nosuch"),
+        ("number", LABELS, ["--min-psnr", "30"], "must be a sparvar.calibrate Subject"),
+        ("broken", LABELS, ["--min-psnr", "30"], "attention of layer 1 at scale 2: must be finite, got NaN"),
+    ],
+)
+def test_bad_input(tmp_path: Path, model: str, labels: bytes, arguments: list[str], text: str) -> None:
+    done = run(tmp_path, *arguments, model=model, labels=labels)
+    assert done.exit_code == 1
+    assert text in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_two_calibrations_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        Journal(tmp_path / "work", {"a": 1}, resume=False),
+        pytest.raises(OutputError, match="must belong to one calibration, got another one that is running"),
+    ):
+        Journal(tmp_path / "work", {"a": 1}, resume=True)
+
+
+def test_a_journal_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    with Journal(tmp_path / "work", {"seed": 1}, resume=False):
+        pass
+    with pytest.raises(OptionError, match="got other seed; leave it out"):
+        Journal(tmp_path / "work", {"seed": 2}, resume=True)
+
+
+def test_images_of_another_run_are_not_used(tmp_path: Path) -> None:
+    import torch
+
+    for seed in (1, 2):
+        with Journal(tmp_path / "work", {"seed": seed}, resume=False) as journal:
+            assert float(journal.image("check/0", lambda seed=seed: torch.tensor(float(seed)))) == seed  # type: ignore[misc]
+    with Journal(tmp_path / "work", {"seed": 2}, resume=True) as journal:
+        assert float(journal.image("check/0", lambda: torch.tensor(0.0))) == 2
+
+
+def test_observing_changes_nothing() -> None:
+    import torch
+
+    import sparvar
+    from sparvar.calibrate.observe import Observer
+    from sparvar.calibrate.space import default_space
+    from sparvar.calibrate.subject import as_subject
+
+    subject = as_subject(factories.tiny(), "tests:tiny")
+    base = subject.base_plan()
+    plain = subject.draw(subject.model, "sea", 5)
+    sparvar.compile(subject.model, base, inner="eager")
+    attachment = sparvar.attachment_of(subject.model)
+    assert attachment is not None
+    observer = attachment.observer = Observer(base, default_space(base))
+    assert torch.allclose(subject.draw(subject.model, "sea", 5), plain, atol=1e-5)
+    sparvar.detach(subject.model)
+    site = observer.sites[6, 0]
+    widest, narrow = (sum(site["errors"][f"cs4a/4/relative/{budget}/-"]) for budget in (0.45, 0.03))
+    assert 0 < widest < narrow
+    assert not observer._sums and not observer._delta  # nothing is kept after the last scale
