@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,18 @@ from safetensors.torch import load_file, save
 
 from sparvar.errors import OptionError, OutputError, message
 from sparvar.scale_plans import write_whole
+
+
+def _hold(stream: TextIO) -> None:
+    """Lock an open file until it is closed or the process ends; raises OSError where another process holds it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Journal:
@@ -39,7 +51,7 @@ class Journal:
         except OSError as error:
             raise OutputError(message(str(folder), "be a writable folder", error.strerror or str(error))) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _hold(self._lock)
         except OSError as error:
             self._lock.close()
             raise OutputError(
