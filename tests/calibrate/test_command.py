@@ -75,7 +75,8 @@ def test_the_same_seed_and_cost_table_give_the_same_plan(folder: Path) -> None:
 
 
 def test_a_budget_that_no_sparse_plan_meets_gives_the_dense_plan_and_says_so(folder: Path) -> None:
-    done = run(folder, "--min-psnr", "90")
+    # Identical images count as 100 dB, which a sparse plan reaches on two small ones now and then: ask for more.
+    done = run(folder, "--min-psnr", "101")
     assert done.exit_code == 0, done.stderr
     assert "all dense" in done.stdout
     plan = Plan.load(folder / "plan.json")
