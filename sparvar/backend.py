@@ -24,7 +24,7 @@ from sparvar.passes import (
 )
 from sparvar.runtime.attachment import Attachment, Site, attach, attachment_of, detach
 from sparvar.runtime.schedules import parameters_of
-from sparvar.scale_plans import Plan, PlanSet, find_plan, find_published, load_plan, published_models
+from sparvar.scale_plans import Plan, PlanSet, find_published, load_plan, published_models, shipped_plans
 from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs
 
 
@@ -35,13 +35,11 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
         PlanError: there is none, one cannot be read, or was made for another model.
     """
     mark = fingerprint(model)
-    if isinstance(source, PlanSet):
-        plans = source
-    elif source == "auto":
-        shipped = find_plan(mark) or find_plan(fingerprint(model, torch.float32))
+    if source == "auto":
+        shipped = [plan for plan in shipped_plans().values() if _fits(plan, model, mark)]
         found = (
-            PlanSet.of([shipped])
-            if shipped is not None
+            PlanSet.of(shipped[:1])
+            if shipped
             else find_published((name, parameter.shape) for name, parameter in model.named_parameters())
         )
         if found is None:
@@ -52,16 +50,14 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
                 ' pass options={"plan": ...} with a plan made for it (sparvar.scale_plans.default_plan starts one)'
             )
         return found
+    if isinstance(source, PlanSet):
+        plans = PlanSet.of(source.plans, source.rule, source.name)
     elif isinstance(source, str) and source in published_models():
         plans = published_models()[source].plans()
     else:
-        sources = [source] if isinstance(source, Plan | Path | str) else source
-        plans = PlanSet.of([load_plan(each) for each in sources])
+        plans = PlanSet.of(load_plan(each) for each in ([source] if isinstance(source, Plan | Path | str) else source))
     for plan in plans.plans:
-        problems = plan.check()
-        if problems:
-            raise PlanError(problems)
-        if plan.model.fingerprint and plan.model.fingerprint not in (mark, fingerprint(model, _dtype(plan))):
+        if plan.model.fingerprint and not _fits(plan, model, mark):
             raise PlanError(
                 message(
                     "plan",
@@ -73,10 +69,11 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
     return plans
 
 
-def _dtype(plan: Plan) -> torch.dtype | None:
-    """The type that a plan names; a checkpoint may be loaded in another."""
-    found = getattr(torch, plan.model.dtype, None)
-    return found if isinstance(found, torch.dtype) else None
+def _fits(plan: Plan, model: nn.Module, mark: str) -> bool:
+    """Whether a plan names the fingerprint ``mark`` of ``model``, or the one it would have in the plan's own type."""
+    dtype = getattr(torch, plan.model.dtype, None)
+    marks = {mark} | ({fingerprint(model, dtype)} if isinstance(dtype, torch.dtype) else set())
+    return plan.model.fingerprint in marks
 
 
 def choose_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:

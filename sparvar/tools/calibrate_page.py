@@ -43,7 +43,11 @@ def page(plan: sparvar.Plan, report: dict[str, Any]) -> str:
             _errors,
         ),
         ("Recall against kept keys, by layer", "Share of the softmax mass that lies on the kept columns.", _recall),
-        ("Layers and scales", "Entropy of attention in nats, and relative error of what the plan runs there.", _map),
+        (
+            "Layers and scales",
+            "Entropy of attention in nats, and relative error of what the plan runs there; blank where it is dense.",
+            _map,
+        ),
     ]
     parts = "".join(
         f"<h2>{title}</h2><p>{text}</p><img alt='{title}' src='data:image/png;base64,{_image(draw, plan, report)}'>"
@@ -52,7 +56,7 @@ def page(plan: sparvar.Plan, report: dict[str, Any]) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Calibration of {html.escape(plan.name)}</title>"
         f"<style>{STYLE}</style><h1>Calibration of {html.escape(plan.name)}</h1>"
-        f"<p>Asked for: {html.escape(asked)}. {html.escape(plan.provenance.note)}. Dense takes"
+        f"<p>Asked for: {html.escape(asked)}. Found: {html.escape(plan.provenance.note)}. Dense takes"
         f" {report['costs']['dense_seconds']:.2f} s an image.</p>"
         f"<table><tr><th></th><th>PSNR (dB)</th><th>seconds</th></tr>{body}</table>"
         f"{parts}<h2>The plan</h2><pre>{html.escape(str(plan))}</pre></html>"

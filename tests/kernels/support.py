@@ -91,3 +91,26 @@ def triton_bound(q: Tensor, k: Tensor, v: Tensor, scale: float, exact: Tensor, m
         bound = bound + TRITON_ROUNDING[q.dtype] * (1 + weight_error(q, k, scale)) * mixed
         bound = bound + SMALLEST[q.dtype] * kept * float(v.double().abs().max())
     return bound * (1 + TRITON_ROUNDING[q.dtype])
+
+
+# The head of a script with a fake GPU: fake tensors say that they are on one, and Triton compiles for sm_90 as far as
+# its first stage, from which torch reads what a kernel writes to.
+FAKE_GPU = """
+import contextlib, torch, triton
+from torch._functorch import config
+from torch._functorch.aot_autograd import aot_export_module
+from torch._subclasses import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from sparvar import kernels
+from sparvar.kernels.common import gpu
+
+
+class Driver:
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+triton.runtime.driver.set_active(Driver())
+gpu._obstacle = lambda index: ""
+
+"""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.support import FAKE_GPU
+
 FOLDER = Path(__file__).parent / "triton"
 FILES = {path.name: path for path in sorted(FOLDER.glob("test_*.py"))}
 ROOT = Path(__file__).parents[2]
@@ -35,26 +37,9 @@ def test_interpreter(name: str) -> None:
     assert re.match(r"\d{2,} passed", summary) and "skipped" not in summary, summary
 
 
-# A fake GPU: fake tensors say that they are on one, and Triton compiles for sm_90 as far as its first stage, from
-# which torch reads what a kernel writes to.
-TRACE = """
-import contextlib, torch, triton
-from torch._functorch import config
-from torch._functorch.aot_autograd import aot_export_module
-from torch._subclasses import FakeTensorMode
-from triton.backends.compiler import GPUTarget
-from sparvar import kernels
-from sparvar.kernels.common import gpu
-
-
-class Driver:
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-
-triton.runtime.driver.set_active(Driver())
-gpu._obstacle = lambda index: ""
-
+TRACE = (
+    FAKE_GPU
+    + """
 
 class Model(torch.nn.Module):
     def forward(self, q, k, v, indices, counts):
@@ -80,6 +65,7 @@ def names(module):
 def count(module, part):
     return sum(part in name for name in names(module))
 """
+)
 
 
 def trace(code: str, **variables: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.kernels.support import FAKE_GPU
+
 triton = pytest.importorskip("triton")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -62,24 +64,9 @@ def test_launches_match_the_signatures() -> None:
         assert {key for key, kind in signature.items() if kind == "constexpr"} == set(constants), name
 
 
-# Fake tensors say that they are on a GPU, and Triton compiles for sm_90 as far as torch needs to see what is written.
-TRACE = """
-import torch, triton
-from torch._functorch.aot_autograd import aot_export_module
-from torch._subclasses import FakeTensorMode
-from triton.backends.compiler import GPUTarget
-from sparvar import kernels
-from sparvar.kernels.common import gpu
-
-
-class Driver:
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-
-triton.runtime.driver.set_active(Driver())
-gpu._obstacle = lambda index: ""
-
+TRACE = (
+    FAKE_GPU
+    + """
 
 class Model(torch.nn.Module):
     def forward(self, sums):
@@ -94,6 +81,7 @@ kernels_of_select = [node for node in module.graph.nodes if "triton_kernel_wrapp
 assert [set(node.kwargs["tensors_to_clone"]) for node in kernels_of_select] == [{"indices", "counts"}], names
 assert "sparvar.select_columns.default" not in names and "sparvar.map_columns.default" in names, names
 """
+)
 
 
 @compiled

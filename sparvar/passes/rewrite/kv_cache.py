@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from sparvar.kernels.kv_cache.buffers import buffer_shape, row_strides
 from sparvar.passes.base import GraphContext, Outcome
 from sparvar.passes.capture import AttentionCall, example, find_attention, is_cat, read_form
 
@@ -61,10 +62,7 @@ class KvCacheRule:
         if dtype == grown.dtype and old.dtype != example(new).dtype:
             outcome.refuse(node, f"the cache is {old.dtype} and the new tokens are {example(new).dtype}")
             return
-        strides = [1]
-        for size in reversed([*grown.shape[1:dim], context.capacity, *grown.shape[dim + 1 :]] if dim else []):
-            strides.insert(0, strides[0] * size)
-        if dim and not _views_fit(node, strides):
+        if not _views_fit(node, row_strides(buffer_shape(grown.shape, context.capacity, dim))):
             outcome.refuse(node, "the grown cache is viewed in a way that a buffer with room behind it does not allow")
             return
         ops = torch.ops.sparvar
@@ -117,7 +115,7 @@ def _narrow_output(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
     node.replace_all_uses_with(narrow, delete_user_cb=lambda user: user is not narrow)
 
 
-def _views_fit(node: fx.Node, strides: list[int]) -> bool:
+def _views_fit(node: fx.Node, strides: tuple[int, ...]) -> bool:
     """Whether every ``view`` of the grown cache is one of a tensor with these strides, too."""
     for user in node.users:
         if user.op == "call_method" and user.target == "view":
