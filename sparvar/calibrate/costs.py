@@ -38,17 +38,20 @@ class CostTable:
     Attributes:
         dense: per scale.
         decide: dense attention, column sums and selection, per scale.
+        correcting: sparse attention that a deciding site with output correction runs as well: (seconds with no key,
+            seconds per share of keys) per scale.
         mapping: mapping column lists to a scale, per scale.
         correction: growing the output correction to a scale, per scale.
         sparse: (seconds with no key, seconds per share of keys) per scale.
         dense_seconds: a whole dense generation through the backend; 0 until it was measured.
-        extra: seconds that a sparse site takes more (or less) than its op says, per scale: norms, MLP and dispatch of
-            its graph, from whole generations.
+        extra: seconds that a sparse site takes more (or less) than its ops say, per scale: fusion, caches and dispatch,
+            from whole generations.
         device: what was measured.
     """
 
     dense: dict[int, float] = field(default_factory=dict)
     decide: dict[int, float] = field(default_factory=dict)
+    correcting: dict[int, tuple[float, float]] = field(default_factory=dict)
     mapping: dict[int, float] = field(default_factory=dict)
     correction: dict[int, float] = field(default_factory=dict)
     sparse: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -61,6 +64,14 @@ class CostTable:
         fixed, slope = self.sparse[scale]
         grown = self.correction[scale] if correction else 0.0
         return fixed + slope * kept + self.mapping[scale] + grown + self.extra.get(scale, 0.0)
+
+    def decided(self, scale: int, first: float | None) -> float:
+        """Seconds that a deciding site takes more than a dense one; ``first`` as in `cs4a_key`."""
+        more = self.decide[scale] - self.dense[scale]
+        if first is None:
+            return more
+        fixed, slope = self.correcting[scale]
+        return more + fixed + slope * first
 
     def csla(self, scale: int, kept: float) -> float:
         """Seconds of a csla site; its lists are made once and not counted."""
@@ -133,7 +144,6 @@ def measure(
     rows: int,
     device: torch.device,
     dtype: torch.dtype,
-    on_scale: Callable[[int], None] = lambda scale: None,
 ) -> CostTable:
     """Time the ops of a site at every scale that may decide or be sparse, for ``rows`` batch rows (CFG counted)."""
     table = CostTable(device=device_text(device))
@@ -147,39 +157,49 @@ def measure(
     factor = dim**-0.5
     decided: Tensor | None = None
     decision = min(space.decisions)
+    setting = max(space.settings, key=lambda one: (one.sinks, one.window))  # mapping is not made cheaper than it is
     for scale in range(decision, base.scales + 1):
         query, key, value = random(base.tokens(scale)), random(base.keys(scale)), random(base.keys(scale))
+        grid = base.grid(scale)
         table.dense[scale] = _seconds(partial(F.scaled_dot_product_attention, query, key, value), device)
-        decide = partial(_decide, plan, scale, query, key, value, factor)
         if scale in space.decisions:
+            decide = partial(_decide, plan, scale, query, key, value, factor)
             table.decide[scale] = _seconds(decide, device)
-            if scale == decision:
-                decided = decide()
+            sums = decide()
+            points = []
+            for budget in SHARES:
+                columns = Columns(*kernels.select_columns(sums, max(1, round(budget * base.keys(scale)))))
+                attend = partial(attend_columns, query, key, value, columns, None, factor, grid, base.tile)
+                points.append((budget, _seconds(attend, device)))
+            table.correcting[scale] = _line(points)
+            decided = sums if scale == decision else decided
         if scale == decision:
-            on_scale(scale)
             continue
         assert decided is not None
-        points: list[tuple[float, float]] = []
+        points = []
         for budget in SHARES:
             budgets = tuple((target, budget) for target in range(decision + 1, base.scales + 1))
-            choice = Choice(("cs4a",) * len(base.layers), decision, "footprint", budgets=budgets)
+            choice = Choice(("cs4a",) * len(base.layers), setting, decision, budgets=budgets)
             sparse = plan_of(base, space, choice)
             context = SiteContext(Session.start(sparse, {}, _nothing), 0, scale)
             wanted = sparse.source_columns(scale)
             context.session.columns[0, wanted] = Columns(*kernels.select_columns(decided, wanted))
             columns = mapped_columns(context, rows)
             kept = float(columns.counts.double().mean()) / base.keys(scale)
-            grid = base.grid(scale)
             attend = partial(attend_columns, query, key, value, columns, None, factor, grid, base.tile)
             points.append((kept, _seconds(attend, device)))
             table.mapping[scale] = _seconds(partial(mapped_columns, context, rows), device)
             context.session.delta[0] = random(base.tokens(decision))
             table.correction[scale] = _seconds(partial(upsampled_delta, context, rows), device)
-        (low, fast), (high, slow) = points
-        slope = max(0.0, (slow - fast) / (high - low)) if high > low else 0.0
-        table.sparse[scale] = (max(0.0, fast - slope * low), slope)
-        on_scale(scale)
+        table.sparse[scale] = _line(points)
     return table
+
+
+def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """(seconds with no key, seconds per share of keys) of a line through two points; neither below 0."""
+    (low, fast), (high, slow) = points
+    slope = max(0.0, (slow - fast) / (high - low)) if high > low else 0.0
+    return max(0.0, fast - slope * low), slope
 
 
 def _decide(plan: Plan, scale: int, query: Tensor, key: Tensor, value: Tensor, factor: float) -> Tensor:

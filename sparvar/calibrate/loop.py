@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sparvar.calibrate.predict import choice_of
-from sparvar.calibrate.runner import Measured, Runner
+from sparvar.calibrate.runner import LEAST_MSE, Measured, Runner
 from sparvar.calibrate.solver import Case, solve
-from sparvar.calibrate.space import Space, plan_of
+from sparvar.calibrate.space import Choice, Space, plan_of
 from sparvar.errors import SparvarError, message
 from sparvar.scale_plans import Plan
 
@@ -20,14 +21,25 @@ CONFIDENCE = 1.645
 CLOSE_DB = 0.3
 """Slack beyond what is needed, in dB, that is not worth another round."""
 EQUAL_DB = 60.0
+FIRST_MARGIN = 1.0
+"""Slack in dB of the first round, which knows no spread yet."""
+LEAST_LOSS = 1e-6
+NO_LIMIT = 100.0
+"""More damage than any image can have, whose values lie in [0, 1]."""
+ATTEMPTS = 3
+"""Sets of held-out images before a calibration gives up for the dense plan."""
 FRONT = range(24, 45, 2)
 
 
 class Limits(Protocol):
-    """The budget: least mean PSNR in dB, most seconds, each may be None."""
+    """The budget, see `sparvar.calibrate.Budget`; each may be None."""
 
     @property
     def min_psnr(self) -> float | None: ...
+    @property
+    def min_ssim(self) -> float | None: ...
+    @property
+    def max_error(self) -> float | None: ...
     @property
     def max_seconds(self) -> float | None: ...
 
@@ -43,6 +55,14 @@ class Counts(Protocol):
     def rounds(self) -> int: ...
 
 
+class Problem(Protocol):
+    """What the solver works on."""
+
+    def cases(self, max_error: float | None) -> Sequence[Case]:
+        """The cases without candidates whose relative output error in a layer is above ``max_error``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trial:
     """A plan of one round: damage (MSE) and seconds as predicted, and what running it gave.
@@ -56,10 +76,11 @@ class Trial:
     exact: bool
     measured: Measured | None
     gain: float = 0.0
+    choice: Choice | None = None
 
     def predicted(self) -> dict[str, float]:
         """PSNR (dB; 100 where the plan is dense) and seconds before it was run."""
-        return {"psnr_db": -10 * math.log10(max(self.damage, 1e-10)), "seconds": self.seconds}
+        return {"psnr_db": decibels(self.damage), "seconds": self.seconds}
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -73,93 +94,149 @@ class Trial:
         }
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the held-out images said: generations, the largest relative output error of a site, and how often tried."""
+
+    measured: Measured
+    error: float | None
+    attempts: int
+
+
+def decibels(damage: float) -> float:
+    """PSNR of a damage; 100 dB where there is none."""
+    return -10 * math.log10(max(damage, LEAST_MSE))
+
+
 class Loop:
-    """Searches a problem under a budget; `search` first, then `confirm`."""
+    """Searches a problem under a budget; `search` first, then `confirm`.
+
+    ``timed`` is False where seconds are those of another machine: then they are predicted and never corrected.
+    """
 
     def __init__(
         self,
         runner: Runner,
         base: Plan,
         space: Space,
-        problem: Sequence[Case],
+        problem: Problem,
         budget: Limits,
         effort: Counts,
         dense_seconds: float,
         say: Callable[[str], None],
+        timed: bool = True,
     ) -> None:
         self.runner, self.base, self.space, self.problem = runner, base, space, problem
         self.budget, self.effort, self.dense_seconds, self.say = budget, effort, dense_seconds, say
+        self.timed = timed
         self.layers = len(base.layers)
         self.bias, self.late = 1.0, 0.0
         self.trials: list[Trial] = []
         self.attempt = 0
         self.tighter = 0.0
+        self.max_error = budget.max_error
+        self.cases = problem.cases(self.max_error)
         self.chosen = self._dense()
 
     def _dense(self) -> Trial:
         return Trial(self.base, 0.0, self.dense_seconds, True, None)
 
-    def _margin(self, measured: Measured | None) -> float:
-        """Slack in dB between a mean over checks and the budget, so that other images meet it too."""
-        if measured is None or len(measured.mse) < 2:
-            return 1.0
-        spread = statistics.stdev(min(value, EQUAL_DB) for value in measured.psnr)
-        return CONFIDENCE * spread * math.sqrt(1 / self.effort.checks + 1 / self.effort.held_out)
-
-    def _solve(self, damage: float | None) -> Trial:
-        """The best plan for a raw damage limit, or for the seconds of the budget, dense where there is none."""
-        seconds = None
-        if damage is None:
-            assert self.budget.max_seconds is not None
-            seconds = self.budget.max_seconds - self.dense_seconds - self.late
-        answer = solve(self.problem, self.layers, max_damage=damage, max_seconds=seconds)
+    def _solve(self, damage: float | None, seconds: float | None = None) -> Trial:
+        """The best plan for a raw damage limit, or for seconds; dense where there is none."""
+        late = None if seconds is None else seconds - self.dense_seconds - self.late
+        answer = solve(self.cases, self.layers, max_damage=damage, max_seconds=late)
         if answer is None:
             return self._dense()
-        plan = plan_of(self.base, self.space, choice_of(self.space, answer))
+        choice = choice_of(self.space, answer)
+        plan = plan_of(self.base, self.space, choice)
         if plan.planned_sites() == 0 or (damage is not None and answer.seconds >= 0):
             return self._dense()
         took = self.dense_seconds + answer.seconds + self.late
-        return Trial(plan, answer.damage * self.bias, took, answer.exact, None, answer.seconds)
+        return Trial(plan, answer.damage * self.bias, took, answer.exact, None, answer.seconds, choice)
 
     def _try(self, trial: Trial) -> Trial:
         """Run a plan on the check images and learn from it what the prediction missed."""
         measured = self.runner.measure(trial.plan, "check", self.effort.checks)
         raw = trial.damage / self.bias
-        done = Trial(trial.plan, trial.damage, trial.seconds, trial.exact, measured, trial.gain)
+        done = dataclasses.replace(trial, measured=measured)
         self.trials.append(done)
         if raw > 0:
             self.bias = measured.damage / raw
-        self.late += measured.median_seconds - trial.seconds
+        if self.timed:
+            self.late += measured.median_seconds - trial.seconds
         return done
+
+    def _took(self, trial: Trial) -> float:
+        return trial.measured.median_seconds if self.timed and trial.measured is not None else trial.seconds
 
     def search(self) -> Trial:
         """The cheapest plan that the checks let through.
 
         Raises:
-            SparvarError: no plan is within the seconds, or none within both budgets.
+            SparvarError: no plan is within the seconds, or none within all budgets; the nearest are named.
         """
-        self.chosen = self._by_psnr(self.budget.min_psnr) if self.budget.min_psnr is not None else self._by_seconds()
+        if self._bounds_quality or self.budget.max_error is not None:
+            self.chosen = self._by_quality()
+        else:
+            self.chosen = self._by_seconds()
         most = self.budget.max_seconds
         if most is not None and self._took(self.chosen) > most:
-            fastest = min(self.trials, key=self._took, default=self.chosen)
-            got = f"{self._took(self.chosen):.2f} s"
-            nearest = f"the fastest plan that was run takes {self._took(fastest):.2f} s"
-            if fastest.measured is not None:
-                nearest += f" at {fastest.measured.mean_psnr:.1f} dB"
-            within = f" within {self.budget.min_psnr:g} dB" if self.budget.min_psnr is not None else ""
-            must = f"take at most {most:g} s{within}"
-            raise SparvarError(message("plan", must, f"{got} at best", f"{nearest}; give more time, or less quality"))
+            got = f"{self._took(self.chosen):.2f} s at best"
+            within = f" within {self._asked()}" if self._bounds_quality or self.max_error is not None else ""
+            raise SparvarError(message("plan", f"take at most {most:g} s{within}", got, self.nearest(most)))
         return self.chosen
 
-    @staticmethod
-    def _took(trial: Trial) -> float:
-        return trial.measured.median_seconds if trial.measured is not None else trial.seconds
+    @property
+    def _bounds_quality(self) -> bool:
+        return self.budget.min_psnr is not None or self.budget.min_ssim is not None
 
-    def _by_psnr(self, least: float) -> Trial:
+    def _asked(self) -> str:
+        asked = {"dB": self.budget.min_psnr, "SSIM": self.budget.min_ssim, "relative output error": self.budget.max_error}
+        return " and ".join(f"{value:g} {name}" for name, value in asked.items() if value is not None)
+
+    def nearest(self, seconds: float) -> str:
+        """In words, the best that is within ``seconds``, and the fastest of all."""
+        within, fastest = self._solve(None, seconds), self._solve(NO_LIMIT)
+        run = [trial for trial in self.trials if trial.measured is not None]
+        parts = []
+        if within.plan.planned_sites():
+            parts.append(f"in {seconds:g} s the best plan is predicted at {within.predicted()['psnr_db']:.1f} dB")
+        else:
+            shown = fastest.predicted()
+            parts.append(f"the fastest plan is predicted at {shown['seconds']:.2f} s and {shown['psnr_db']:.1f} dB")
+        if run:
+            best = min(run, key=self._took)
+            assert best.measured is not None
+            parts.append(f"the fastest that was run took {self._took(best):.2f} s at {best.measured.mean_psnr:.1f} dB")
+        return "; ".join(parts) + "; give more time, or less quality"
+
+    def _slack(self, measured: Measured) -> tuple[float, float]:
+        """(slack, margin) in dB: what the checks leave above the budget and above the margin for other images."""
+        count = math.sqrt(1 / self.effort.checks + 1 / self.effort.held_out)
+        found: list[tuple[float, float]] = []
+        if self.budget.min_psnr is not None:
+            margin = CONFIDENCE * _spread([min(value, EQUAL_DB) for value in measured.psnr]) * count
+            found.append((measured.mean_psnr - margin - self.budget.min_psnr, margin))
+        if self.budget.min_ssim is not None:
+            mean = measured.mean_ssim
+            assert mean is not None
+            lost = CONFIDENCE * _spread([math.log(max(1 - value, LEAST_LOSS)) for value in measured.ssim]) * count
+            to_db = -1 / self.runner.ssim_line()[0]
+            gap = math.log(1 - self.budget.min_ssim) - math.log(max(1 - mean, LEAST_LOSS))
+            found.append(((gap - lost) * to_db, lost * to_db))
+        slack, margin = min(found)
+        return slack - self.tighter, margin
+
+    def _by_quality(self) -> Trial:
         passed: list[tuple[float, Trial]] = []
         good, bad = 0.0, math.inf
-        margin = 1.0
-        limit = 10 ** (-(least + self.tighter + margin) / 10) / self.bias
+        limit = NO_LIMIT
+        if self._bounds_quality:
+            goal = [self.budget.min_psnr] if self.budget.min_psnr is not None else []
+            if self.budget.min_ssim is not None:
+                slope, offset = self.runner.ssim_line()
+                goal.append((math.log(1 - self.budget.min_ssim) - offset) / slope)
+            limit = 10 ** (-(max(goal) + self.tighter + FIRST_MARGIN) / 10) / self.bias
         for number in range(self.effort.rounds):
             trial = self._solve(limit)
             if trial.plan.planned_sites() == 0:
@@ -169,8 +246,10 @@ class Loop:
             self.say(f"round {number + 1}: running a plan predicted at {trial.predicted()['psnr_db']:.1f} dB")
             trial = self._try(trial)
             assert trial.measured is not None
-            margin = self._margin(trial.measured)
-            slack = trial.measured.mean_psnr - margin - least - self.tighter
+            if not self._bounds_quality:
+                passed.append((trial.gain, trial))  # every candidate of it is within the error
+                break
+            slack, _ = self._slack(trial.measured)
             if slack >= 0:
                 passed.append((trial.gain, trial))
                 good = max(good, limit)
@@ -178,7 +257,8 @@ class Loop:
                 bad = min(bad, limit)
             if 0 <= slack <= CLOSE_DB:
                 break
-            limit = 10 ** (-(least + self.tighter + margin) / 10) / self.bias
+            # ``bias`` has just been set: what this plan measured is what its raw damage stands for.
+            limit = 10 ** (-(trial.measured.mean_psnr - slack) / 10) / self.bias
             if not good < limit < bad:  # the correction jumps past what is known: halve the rest
                 limit = math.sqrt(good * bad) if good > 0 and bad < math.inf else (bad / 2 if good == 0 else good * 2)
         # By the cost table, not by seconds of the rounds: the same table must give the same plan.
@@ -191,7 +271,7 @@ class Loop:
         if best.seconds <= most:
             return best
         for number in range(self.effort.rounds):
-            trial = self._solve(None)
+            trial = self._solve(None, most)
             if trial.plan.planned_sites() == 0:
                 break
             self.say(f"round {number + 1}: running a plan predicted at {trial.seconds:.2f} s")
@@ -202,23 +282,44 @@ class Loop:
                 break
         return best
 
-    def confirm(self, best: Trial) -> tuple[Measured, int]:
-        """Run the plan on held-out images; where they miss the budget, tighten once and take new ones."""
+    def confirm(self, best: Trial) -> Held:
+        """Run the plan on held-out images; where they miss the budget, tighten and take new ones, at most twice."""
         count = self.effort.held_out
         self.chosen = best
         while True:
             self.say("held-out images")
             held = self.runner.measure(self.chosen.plan, "held", count, self.attempt * count)
-            least = self.budget.min_psnr
-            if least is None or held.mean_psnr >= least or self.chosen.plan.planned_sites() == 0:
-                return held, self.attempt + 1
-            if self.attempt == 2:
-                self.chosen = self._dense()
-                self.attempt += 1
-                continue
+            error = self._error()
+            missed = self._missed(held)
+            beyond = error is not None and self.budget.max_error is not None and error > self.budget.max_error
+            if self.chosen.plan.planned_sites() == 0 or not (missed > 0 or beyond):
+                return Held(held, error, self.attempt + 1)
             self.attempt += 1
-            self.tighter += least - held.mean_psnr + 0.2
+            if self.attempt == ATTEMPTS:
+                self.chosen = self._dense()
+                continue
+            self.tighter += missed + CLOSE_DB if missed > 0 else 0.0
+            if beyond:
+                assert error is not None and self.budget.max_error is not None and self.max_error is not None
+                self.max_error *= 0.95 * self.budget.max_error / error
+                self.cases = self.problem.cases(self.max_error)
             self.chosen = self.search()
+
+    def _missed(self, held: Measured) -> float:
+        """How far, in dB, held-out images are below the budget; 0 or less where they meet it."""
+        missed = [0.0]
+        if self.budget.min_psnr is not None:
+            missed.append(self.budget.min_psnr - held.mean_psnr)
+        if self.budget.min_ssim is not None and held.mean_ssim is not None:
+            ratio = max(1 - held.mean_ssim, LEAST_LOSS) / (1 - self.budget.min_ssim)
+            missed.append(-math.log(ratio) / self.runner.ssim_line()[0])
+        return max(missed)
+
+    def _error(self) -> float | None:
+        """Largest relative output error of a site under the chosen plan, on a held-out seed."""
+        if self.budget.max_error is None or self.chosen.choice is None:
+            return None
+        return self.runner.error(self.space, self.chosen.plan, self.chosen.choice, self.attempt)
 
     def front(self) -> list[dict[str, float]]:
         """Predicted seconds of the best plan at a row of PSNRs, with what the rounds have corrected."""
@@ -227,3 +328,7 @@ class Loop:
             trial = self._solve(10 ** (-psnr / 10) / self.bias)
             points.append({"psnr_db": float(psnr), "seconds": trial.seconds})
         return points
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

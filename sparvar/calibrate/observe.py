@@ -7,14 +7,14 @@ bounded by ``4 * B * H * sum over S of (G_S * T_S + F * N_S * D)`` bytes per lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparvar import kernels
-from sparvar.calibrate.space import Choice, Space, cs4a_key, csla_key, plan_of
+from sparvar.calibrate.pruning import PruningSums
+from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key, plan_of
 from sparvar.errors import SparvarError, message
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.session import Columns, Session
@@ -22,40 +22,48 @@ from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped
 from sparvar.scale_plans import Plan
 
 Sums = dict[str, Any]
-"""Per site: ``norm`` [H], ``queries``, ``entropy`` [H], ``rho`` and ``calls``; ``sink`` [scales]; and per candidate
-``error`` [H], ``kept`` (share of keys) and ``recall`` (share of softmax mass on the kept columns), all summed."""
+"""Per site: ``norm`` [H], ``entropy`` [H], ``rho`` and ``calls``; ``sink`` [scales]; ``near`` (see `WindowMass`); what
+`PruningSums` adds; and per candidate ``errors`` [H], ``kept`` (share of keys) and ``recall`` (share of softmax mass on
+the kept columns), all summed over generations."""
+
+SIDES = (1, 3, 5, 7, 9)
+"""Windows whose mass is measured."""
 
 
 class Observer:
-    """Sees dense attention at the scales of a space and adds up what every candidate would have lost.
+    """Sees dense attention and adds up, at the scales of a space, what every candidate would have lost.
 
     Errors are squared: sum of (candidate - dense)^2 over rows, queries and channels, per head; ``norm`` is the same of
     the dense output alone, so that their quotient is the squared relative error.
     """
 
-    def __init__(self, base: Plan, space: Space, on_site: Callable[[], None] = lambda: None) -> None:
-        self.base, self.space, self.on_site = base, space, on_site
-        self.scales = tuple(range(min(space.decisions), base.scales + 1))
+    def __init__(self, base: Plan, space: Space, pruning: PruningSums | None = None) -> None:
+        self.base, self.space, self.pruning = base, space, pruning
+        # Scale 1 may come with the prefix; its one or few queries have nothing to tell.
+        self.scales = tuple(range(2 if pruning is not None else min(space.decisions), base.scales + 1))
         self.rows = 0
         self.sites: dict[tuple[int, int], Sums] = {}
         self._sums: dict[tuple[int, int], Tensor] = {}
         self._delta: dict[tuple[int, int, float], Tensor] = {}
-        self._plans: dict[tuple[int, str, float], Plan] = {}
-        self._look = base.replace(column_sum_stride=space.stride, sink_scales=space.sink_scales)
-        self._csla = [self._local_plan(number) for number in range(len(space.ladders))]
-        self._lists: list[dict[int, Columns]] = [{} for _ in space.ladders]
+        self._plans: dict[tuple[int, Setting, float], Plan] = {}
+        self._look = base.replace(column_sum_stride=space.stride)
+        self._near = WindowMass(base) if pruning is not None else None
+        pairs = [(number, sinks) for number in range(len(space.ladders)) for sinks in space.spans]
+        self._csla = {pair: self._local_plan(*pair) for pair in pairs}
+        self._lists: dict[tuple[int, int], dict[int, Columns]] = {pair: {} for pair in pairs}
 
-    def _plan(self, decision: int, index_map: str, budget: float) -> Plan:
-        key = decision, index_map, budget
+    def _plan(self, decision: int, setting: Setting, budget: float) -> Plan:
+        key = decision, setting, budget
         if key not in self._plans:
             budgets = tuple((target, budget) for target in range(decision + 1, self.base.scales + 1))
             layers = ("cs4a",) * len(self.base.layers)
-            self._plans[key] = plan_of(self.base, self.space, Choice(layers, decision, index_map, budgets=budgets))
+            self._plans[key] = plan_of(self.base, self.space, Choice(layers, setting, decision, budgets=budgets))
         return self._plans[key]
 
-    def _local_plan(self, number: int) -> Plan:
+    def _local_plan(self, number: int, sinks: int) -> Plan:
         windows = tuple((target, number) for target in range(self.space.first, self.base.scales + 1))
-        return plan_of(self.base, self.space, Choice(("csla",) * len(self.base.layers), windows=windows))
+        choice = Choice(("csla",) * len(self.base.layers), Setting("relative", sinks), windows=windows)
+        return plan_of(self.base, self.space, choice)
 
     def __call__(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Dense attention, after every candidate has been run beside it.
@@ -77,32 +85,44 @@ class Observer:
         found = self.sites.setdefault((site.scale, site.layer), {"errors": {}, "kept": {}, "recall": {}})
         _add(found, "norm", _energy(out))
         _add(found, "entropy", entropy.double().mean(dim=(0, 2)).tolist())
-        _add(found, "rho", [float((entropy < entropy.mean()).float().mean())])
-        _add(found, "sink", self._sink_mass(sums))
+        tokens = entropy.mean(1)  # of a token: the mean over its heads
+        _add(found, "rho", [float((tokens < tokens.mean(-1, keepdim=True)).float().mean())])
         _add(found, "calls", [1.0])
-        if site.scale >= self.space.first:
+        if self.pruning is not None and self._near is not None:
+            self.pruning.see(site.scale, site.layer, out, entropy, found)
+            _add(found, "sink", self._sink_mass(site.scale, sums))
+            if site.scale >= self.space.first:
+                self._near.see(site.scale, sums, found)
+        if self.space.measured(site.scale):
             self._mapped(site, (query, key, value, scale), out, sums, found)
-            self._local(site, (query, key, value, scale), out, found)
+            self._local(site, (query, key, value, scale), out, sums, found)
         if site.scale in self.space.decisions:
-            self._sums[site.layer, site.scale] = sums
-            for first in self.space.firsts:
-                wanted = max(1, round(first * self.base.keys(site.scale)))
-                columns = Columns(*kernels.select_columns(sums, wanted))
-                grid = self.base.grid(site.scale)
-                kept = attend_columns(query, key, value, columns, None, scale, grid, self.base.tile)
-                self._delta[site.layer, site.scale, first] = out - kept
+            self._decided(site, (query, key, value, scale), out, sums)
         if site.scale == self.base.scales:
             for table in (self._sums, self._delta):
                 for entry in [entry for entry in table if entry[0] == site.layer]:
                     del table[entry]  # type: ignore[arg-type]
-        self.on_site()
         return out
 
-    def _sink_mass(self, sums: Tensor) -> list[float]:
+    def _decided(
+        self, site: SiteContext, operands: tuple[Tensor, Tensor, Tensor, float], out: Tensor, sums: Tensor
+    ) -> None:
+        """Keep what a decision at this scale would keep: column sums, and a correction per first budget."""
+        query, key, value, scale = operands
+        self._sums[site.layer, site.scale] = sums
+        for first in self.space.firsts:
+            wanted = max(1, round(first * self.base.keys(site.scale)))
+            columns = Columns(*kernels.select_columns(sums, wanted))
+            kept = attend_columns(
+                query, key, value, columns, None, scale, self.base.grid(site.scale), self.base.tile
+            )
+            self._delta[site.layer, site.scale, first] = out - kept
+
+    def _sink_mass(self, scale: int, sums: Tensor) -> list[float]:
         """Share of softmax mass on the prefix and the first n scales, for n = 1..the first decision scale - 1."""
         mass = sums.double().mean(dim=(0, 1, 2))
         mass = (mass / mass.sum()).cumsum(0)
-        ends = [self.base.keys(scale) for scale in range(1, min(self.space.decisions))]
+        ends = [self.base.keys(min(leading, scale)) for leading in range(1, min(self.space.decisions))]
         return [float(mass[end - 1]) for end in ends]
 
     def _mapped(
@@ -115,9 +135,9 @@ class Observer:
                 continue
             chosen: dict[int, Columns] = {}
             grown: dict[float, Tensor] = {}
-            for index_map in self.space.maps:
+            for setting in self.space.settings:
                 for budget in self.space.budgets:
-                    plan = self._plan(decision, index_map, budget)
+                    plan = self._plan(decision, setting, budget)
                     wanted = plan.source_columns(site.scale)
                     if wanted not in chosen:
                         chosen[wanted] = Columns(*kernels.select_columns(self._sums[site.layer, decision], wanted))
@@ -125,8 +145,7 @@ class Observer:
                     context.session.columns[site.layer, wanted] = chosen[wanted]
                     columns = mapped_columns(context, query.shape[0])
                     sparse = attend_columns(query, key, value, columns, None, scale, grid, plan.tile)
-                    name = cs4a_key(decision, index_map, budget, None)
-                    self._candidate(found, name, sparse, out, columns, sums)
+                    _candidate(found, cs4a_key(decision, setting, budget, None), sparse, out, columns, sums)
                     for first in self.space.firsts:
                         if site.scale == decision + 1 and first != budget:
                             continue  # the correction is made with the first sparse scale's own budget
@@ -135,29 +154,66 @@ class Observer:
                             delta = upsampled_delta(context, query.shape[0])
                             assert delta is not None
                             grown[first] = delta
-                        name = cs4a_key(decision, index_map, budget, first)
+                        name = cs4a_key(decision, setting, budget, first)
                         _add(found["errors"], name, _energy(sparse + grown[first] - out))
 
     def _local(
-        self, site: SiteContext, operands: tuple[Tensor, Tensor, Tensor, float], out: Tensor, found: Sums
+        self, site: SiteContext, operands: tuple[Tensor, Tensor, Tensor, float], out: Tensor, sums: Tensor, found: Sums
     ) -> None:
         query, key, value, scale = operands
-        for number, plan in enumerate(self._csla):
-            columns = local_columns(plan, site.scale, query.device, self._lists[number])
-            grid = self.base.grid(site.scale)
-            sparse = attend_columns(query, key, value, columns, None, scale, grid, plan.tile)
-            _add(found["errors"], csla_key(number), _energy(sparse - out))
-            _add(found["kept"], csla_key(number), [_share(columns, key)])
+        for pair, plan in self._csla.items():
+            columns = local_columns(plan, site.scale, query.device, self._lists[pair])
+            sparse = attend_columns(query, key, value, columns, None, scale, self.base.grid(site.scale), plan.tile)
+            _candidate(found, csla_key(*pair), sparse, out, columns, sums)
 
-    def _candidate(self, found: Sums, name: str, sparse: Tensor, out: Tensor, columns: Columns, sums: Tensor) -> None:
-        _add(found["errors"], name, _energy(sparse - out))
-        kept = float(columns.counts.double().mean()) / sums.shape[-1]
-        _add(found["kept"], name, [kept])
-        width = columns.indices.shape[-1]
-        inside = torch.arange(width, device=sums.device) < columns.counts.unsqueeze(-1)
-        at = columns.indices.long().clamp(0, sums.shape[-1] - 1)
-        mass = torch.where(inside, sums.gather(-1, at), sums.new_zeros(())).sum(-1) / sums.sum(-1)
-        _add(found["recall"], name, [float(mass.mean())])
+
+def _candidate(found: Sums, name: str, sparse: Tensor, out: Tensor, columns: Columns, sums: Tensor) -> None:
+    _add(found["errors"], name, _energy(sparse - out))
+    _add(found["kept"], name, [float(columns.counts.double().mean()) / sums.shape[-1]])
+    _add(found["recall"], name, [float(mass_on(columns, sums).mean())])
+
+
+class WindowMass:
+    """Share of softmax mass inside w x w windows at every earlier scale, as a csla tile sees them.
+
+    The window of a tile is the union over its queries, so that the share is what csla would keep there. Column lists
+    depend on the plan's geometry alone and are made once: O(K^2 * sides) short lists.
+    """
+
+    def __init__(self, base: Plan) -> None:
+        self.base = base
+        self._lists: dict[tuple[int, int, int], Columns] = {}
+
+    def _columns(self, scale: int, source: int, side: int, device: torch.device) -> Columns:
+        key = scale, source, side
+        if key not in self._lists:
+            heights, widths = zip(*self.base.schedule, strict=True)
+            windows = [side if number == source else 0 for number in range(1, scale + 1)]
+            arguments = (list(heights), list(widths), self.base.prefix, scale, *self.base.tile, windows, 0, device)
+            self._lists[key] = Columns(*kernels.local_columns(*arguments))
+        return self._lists[key]
+
+    def see(self, scale: int, sums: Tensor, found: Sums) -> None:
+        """Add ``near``: ``distance/side`` to the share, for distances 0..scale - 1; the prefix is not counted."""
+        near = found.setdefault("near", {})
+        total = sums.sum(-1)
+        before = sums[..., : self.base.prefix].sum(-1)
+        for source in range(1, scale + 1):
+            for side in SIDES:
+                if side > 2 * max(self.base.grid(source)) - 1:
+                    continue
+                columns = self._columns(scale, source, side, sums.device)
+                share = mass_on(columns, sums, total, before)
+                _add(near, f"{scale - source}/{side}", [float(share.mean())])
+
+
+def mass_on(columns: Columns, sums: Tensor, total: Tensor | None = None, less: Tensor | None = None) -> Tensor:
+    """Share of column sums [B, H, G, T] that lies on the columns of each tile, [B, H, G]."""
+    width = columns.indices.shape[-1]
+    inside = torch.arange(width, device=sums.device) < columns.counts.unsqueeze(-1)
+    at = columns.indices.long().clamp(0, sums.shape[-1] - 1).expand(*sums.shape[:-1], width)
+    mass = torch.where(inside, sums.gather(-1, at), sums.new_zeros(())).sum(-1)
+    return (mass if less is None else mass - less) / (sums.sum(-1) if total is None else total)
 
 
 def _shadow(plan: Plan) -> Session:
@@ -171,10 +227,6 @@ def _energy(tensor: Tensor) -> list[float]:
     """Sum of squares per head, [H], of [B, H, N, D]."""
     found: list[float] = tensor.float().square().sum(dim=(0, 2, 3)).double().tolist()
     return found
-
-
-def _share(columns: Columns, key: Tensor) -> float:
-    return float(columns.counts.double().mean()) / key.shape[2]
 
 
 def _add(table: dict[str, Any], name: str, values: list[float]) -> None:
@@ -197,7 +249,7 @@ def merged(records: list[dict[str, Sums]]) -> dict[tuple[int, int], Sums]:
             for name, values in sums.items():
                 if isinstance(values, dict):
                     for candidate, more in values.items():
-                        _add(into[name], candidate, more)
+                        _add(into.setdefault(name, {}), candidate, more)
                 else:
                     _add(into, name, values)
     return total

@@ -8,15 +8,19 @@ differently grows with the error, not with its square. Over scales damage adds u
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparvar.calibrate.costs import CostTable
 from sparvar.calibrate.observe import Sums
 from sparvar.calibrate.solver import POLICIES, Answer, Case, ScaleOptions
-from sparvar.calibrate.space import Choice, Space, cs4a_key, csla_key
+from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key
 from sparvar.scale_plans import Plan
 
 POWERS = (0.2, 1.5)
@@ -40,7 +44,7 @@ class Tag:
     """What a case's layers share, and what its options mean."""
 
     decision: int
-    index_map: str
+    setting: Setting
     first: float | None
     budgets: tuple[tuple[float, ...], ...]
 
@@ -105,61 +109,74 @@ def _law(points: list[tuple[float, float]]) -> tuple[float, float]:
     return factor, power
 
 
-def cases(base: Plan, space: Space, sites: Sites, costs: CostTable, sensitivity: Sensitivity) -> list[Case]:
-    """Every combination of decision scale, index map and output correction as a case for the solver."""
-    found = []
-    for decision in space.decisions:
-        for index_map in space.maps:
-            for first in (None, *space.firsts):
-                tag_budgets = []
-                scales = []
-                for scale in range(space.first, base.scales + 1):
-                    budgets = space.budgets if scale > decision else ()
-                    if first is not None and scale == decision + 1:
-                        budgets = (first,)
-                    tag_budgets.append(budgets)
-                    names = [cs4a_key(decision, index_map, budget, first) for budget in budgets]
-                    scales.append(
-                        _options(base, space, scale, names, sites, costs, sensitivity, first is not None, decision)
-                    )
-                decide = costs.decide[decision] - costs.dense[decision]
-                found.append(Case(Tag(decision, index_map, first, tuple(tag_budgets)), decide, tuple(scales)))
-    return found
-
-
-def _options(
+def cases(
     base: Plan,
     space: Space,
-    scale: int,
-    names: list[str],
     sites: Sites,
     costs: CostTable,
     sensitivity: Sensitivity,
-    correction: bool,
-    decision: int,
-) -> ScaleOptions:
-    layers = len(base.layers)
-    weights = np.array(sensitivity.weights)
-    dense = costs.dense[scale]
-    mapped, mapped_seconds = [np.zeros(layers)], [0.0]
-    for name in names:
-        mapped.append(weights * relative_errors(sites, scale, layers, name))
-        plain = "/".join([*name.split("/")[:-1], "-"])  # how many keys are kept does not depend on the correction
-        mapped_seconds.append(costs.cs4a(scale, kept_share(sites, scale, layers, plain), correction) - dense)
-    local, local_seconds = [np.zeros(layers)], [0.0]
-    for number in range(len(space.ladders)):
-        local.append(weights * relative_errors(sites, scale, layers, csla_key(number)))
-        local_seconds.append(costs.csla(scale, kept_share(sites, scale, layers, csla_key(number))) - dense)
-    return ScaleOptions(
-        scale,
-        np.array(mapped),
-        np.array(mapped_seconds),
-        np.array(local),
-        np.array(local_seconds),
-        sensitivity.factors[scale],
-        sensitivity.powers[scale],
-        must_map=correction and scale == decision + 1,
-    )
+    max_error: float | None = None,
+) -> list[Case]:
+    """Every combination of decision scale, setting and output correction as a case for the solver.
+
+    ``max_error`` bars candidates from layers where their relative output error is above it.
+    """
+    found = []
+    for decision, setting, first in itertools.product(space.decisions, space.settings, (None, *space.firsts)):
+        offered = []
+        scales = []
+        for scale in range(space.first, base.scales + 1):
+            budgets = space.budgets if scale > decision else ()
+            if first is not None and scale == decision + 1:
+                budgets = (first,)
+            offered.append(budgets)
+            mapped = [
+                (cs4a_key(decision, setting, budget, first), cs4a_key(decision, setting, budget, None))
+                for budget in budgets
+            ]
+            local = [csla_key(number, setting.sinks) for number in range(len(space.ladders))]
+            must_map = first is not None and scale == decision + 1
+            about = _Scale(base, scale, sites, costs, sensitivity, max_error)
+            scales.append(about.options(mapped, local, first is not None, must_map))
+        decide = costs.decided(decision, first)
+        found.append(Case(Tag(decision, setting, first, tuple(offered)), decide, tuple(scales)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Scale:
+    base: Plan
+    scale: int
+    sites: Sites
+    costs: CostTable
+    sensitivity: Sensitivity
+    max_error: float | None
+
+    def options(
+        self, mapped: Sequence[tuple[str, str]], local: Sequence[str], correction: bool, must_map: bool
+    ) -> ScaleOptions:
+        """Options of cs4a candidates, each with the one that kept as many keys without correction, and of csla's."""
+        scale, layers, costs = self.scale, len(self.base.layers), self.costs
+        dense = costs.dense[scale]
+
+        def kept(name: str) -> float:
+            return kept_share(self.sites, scale, layers, name)
+
+        return ScaleOptions(
+            scale,
+            np.array([np.zeros(layers), *(self._errors(name) for name, _ in mapped)]),
+            np.array([0.0, *(costs.cs4a(scale, kept(plain), correction) - dense for _, plain in mapped)]),
+            np.array([np.zeros(layers), *(self._errors(name) for name in local)]),
+            np.array([0.0, *(costs.csla(scale, kept(name)) - dense for name in local)]),
+            self.sensitivity.factors[scale],
+            self.sensitivity.powers[scale],
+            must_map=must_map,
+        )
+
+    def _errors(self, name: str) -> NDArray[np.float64]:
+        squared = np.array(relative_errors(self.sites, self.scale, len(self.base.layers), name))
+        weighted = np.array(self.sensitivity.weights) * squared
+        return weighted if self.max_error is None else np.where(squared > self.max_error**2, np.inf, weighted)
 
 
 def choice_of(space: Space, answer: Answer) -> Choice:
@@ -173,4 +190,52 @@ def choice_of(space: Space, answer: Answer) -> Choice:
     )
     windows = tuple((scale, local - 1) for scale, (_, local) in zip(scales, answer.options, strict=True) if local)
     layers = tuple(POLICIES[policy] for policy in answer.layers)
-    return Choice(layers, tag.decision, tag.index_map, tag.first is not None, budgets, windows)
+    return Choice(layers, tag.setting, tag.decision, tag.first is not None, budgets, windows)
+
+
+def names_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], str]:
+    """(scale, layer) to the candidate that a plan made of ``choice`` runs there."""
+    budgets, windows = dict(choice.budgets), dict(choice.windows)
+    first = budgets[min(budgets)] if choice.correction and budgets else None
+    found = {}
+    for scale in range(1, plan.scales + 1):
+        for layer, policy in enumerate(plan.layers):
+            if plan.kind(scale, layer) != "sparse":
+                continue
+            if policy == "csla":
+                found[scale, layer] = csla_key(windows[scale], choice.setting.sinks)
+            else:
+                assert choice.decision is not None
+                found[scale, layer] = cs4a_key(choice.decision, choice.setting, budgets[scale], first)
+    return found
+
+
+def preferred(sites: Sites, base: Plan, screened: Space, keep: int) -> tuple[list[Setting], dict[str, float]]:
+    """The settings with the least error at equal numbers of keys, and the score of each.
+
+    The score is the squared relative error, summed over layers, where each setting's curve over kept keys (a power law
+    through its two budgets) passes the middle one of all kept shares; with the output correction or without, whichever
+    is less. A setting that keeps more keys for its budget has no advantage.
+    """
+    scale, (decision,) = screened.only, screened.decisions
+    assert scale is not None
+    layers = len(base.layers)
+    curves: dict[tuple[Setting, float | None], list[tuple[float, float]]] = {}
+    for setting in screened.settings:
+        for budget in screened.budgets:
+            share = kept_share(sites, scale, layers, cs4a_key(decision, setting, budget, None))
+            for first in (None, *screened.firsts):
+                name = cs4a_key(decision, setting, budget, first)
+                if name in sites[scale, 0]["errors"]:
+                    error = sum(relative_errors(sites, scale, layers, name))
+                    curves.setdefault((setting, first), []).append((share, error))
+    middle = math.log(statistics.median(share for curve in curves.values() for share, _ in curve))
+    scores: dict[Setting, float] = {}
+    for (setting, _), curve in curves.items():
+        logs = [(math.log(share), math.log(max(error, 1e-30))) for share, error in curve]
+        (low, left), (high, right) = logs[0], logs[-1]
+        slope = (right - left) / (high - low) if high > low else 0.0
+        value = math.exp(left + slope * (middle - low))
+        scores[setting] = min(value, scores.get(setting, math.inf))
+    order = sorted(screened.settings, key=lambda setting: scores[setting])
+    return sorted(order[:keep]), {str(setting): scores[setting] for setting in order}

@@ -18,14 +18,19 @@ import torch
 from sparvar.calibrate import costs as cost_tables
 from sparvar.calibrate.costs import CostTable
 from sparvar.calibrate.journal import Journal
-from sparvar.calibrate.loop import Loop, Trial
+from sparvar.calibrate.facts import facts
+from sparvar.calibrate.loop import Held, Loop, Trial
 from sparvar.calibrate.observe import merged
-from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, relative_errors
+from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
+from sparvar.calibrate.pruning import choose_thresholds
 from sparvar.calibrate.runner import Measured, Runner
-from sparvar.calibrate.space import Choice, Space, cs4a_key, default_space, plan_of
+from sparvar.calibrate.solver import Case
+from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
 from sparvar.calibrate.subject import Subject
+from sparvar.calibrate.target import elsewhere, target_costs
 from sparvar.errors import OptionError, message
-from sparvar.scale_plans import Plan, Provenance, default_plan, find_plan
+from sparvar.kernels import Gpu, find_gpu
+from sparvar.scale_plans import Plan, Provenance, Thresholds, default_plan, find_plan
 from sparvar.version import __version__
 
 PROBE_BUDGETS = (0.05, 0.2)
@@ -36,17 +41,32 @@ LAYER_GROUPS = 6
 
 @dataclass(frozen=True)
 class Budget:
-    """What a plan must keep to: least mean PSNR against dense in dB, most median seconds of an image, or both."""
+    """What a plan must keep to; at least one.
+
+    Attributes:
+        min_psnr: least mean PSNR against dense images, dB.
+        min_ssim: least mean SSIM against dense images, below 1.
+        max_error: largest relative error of a site's attention output, root of squares over heads, queries, channels.
+        max_seconds: most median seconds of an image.
+    """
 
     min_psnr: float | None = None
     max_seconds: float | None = None
+    min_ssim: float | None = None
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
-        if self.min_psnr is None and self.max_seconds is None:
-            raise OptionError(message("budget", "be stated", "none", "give --min-psnr, --max-seconds or both"))
-        for name, value in (("--min-psnr", self.min_psnr), ("--max-seconds", self.max_seconds)):
+        stated = dataclasses.asdict(self)
+        if all(value is None for value in stated.values()):
+            options = "--min-psnr, --min-ssim, --max-error or --max-seconds"
+            raise OptionError(message("budget", "be stated", "none", f"give {options}, or several of them"))
+        for name, value in stated.items():
+            option = f"--{name.replace('_', '-')}"
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise OptionError(message(name, "be a finite number above 0", value))
+                raise OptionError(message(option, "be a finite number above 0", value))
+            if value is not None and value >= 1 and name in ("min_ssim", "max_error"):
+                remedy = "sparse attention changes every image" if name == "min_ssim" else "2 % is 0.02"
+                raise OptionError(message(option, "be below 1", value, remedy))
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,7 @@ def calibrate(
     seed: int = 0,
     inner: str = "inductor",
     effort: Effort | None = None,
+    target: str | None = None,
     resume: bool = False,
     seconds_in_all: float | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -93,16 +114,17 @@ def calibrate(
         prompts: what calibration draws, in turn.
         budget: see `Budget`.
         work: folder of the journal; one calibration at a time.
-        seed: of everything random; the same seed and cost table give the same plan for a PSNR budget.
+        seed: of everything random; the same seed and cost table give the same plan for a budget without seconds.
         inner: compiler of the plans that are timed.
         effort: generations per step.
+        target: name of a GPU: seconds are then those of its roofline, predicted and not measured.
         resume: go on with the journal of a run that was stopped.
         seconds_in_all: stop with an error, to be resumed, when this time is used up.
         say: gets a line before each step.
 
     Raises:
-        OptionError: no prompts, or a journal of another run.
-        SparvarError: NaN in the model, no time left, or no plan meets both budgets (the nearest is named).
+        OptionError: no prompts, a journal of another run, an unknown target, or SSIM asked where it cannot be had.
+        SparvarError: NaN in the model, no time left, or no plan meets all budgets (the nearest is named).
         OutputError: the journal cannot be written, or another run holds it.
     """
     if not prompts:
@@ -110,6 +132,7 @@ def calibrate(
     effort = effort or Effort()
     begun = time.monotonic()
     deadline = None if seconds_in_all is None else begun + seconds_in_all
+    gpu = None if target is None else find_gpu(target)
     base = subject.base_plan()
     space = default_space(base)
     header = {
@@ -125,7 +148,7 @@ def calibrate(
     with Journal(work, header, resume) as journal:
         runner = Runner(subject, base, prompts, journal, seed, inner, deadline, say)
         try:
-            return _Steps(runner, base, space, budget, effort, say).run(begun)
+            return _Steps(runner, base, space, budget, effort, gpu, say).run(begun)
         finally:
             runner.close()
 
@@ -140,57 +163,94 @@ def _weights(subject: Subject) -> str:
 
 class _Steps:
     def __init__(
-        self, runner: Runner, base: Plan, space: Space, budget: Budget, effort: Effort, say: Callable[[str], None]
+        self,
+        runner: Runner,
+        base: Plan,
+        space: Space,
+        budget: Budget,
+        effort: Effort,
+        gpu: Gpu | None,
+        say: Callable[[str], None],
     ) -> None:
         self.runner, self.base, self.space, self.budget = runner, base, space, budget
-        self.effort, self.say = effort, say
+        self.effort, self.gpu, self.say = effort, gpu, say
         self.layers = len(base.layers)
 
     def run(self, begun: float) -> Calibration:
+        scores = self._screen()
         sites, rows = self._observe()
-        table, cached = self._costs(sites, rows)
         sensitivity = self._sensitivity(sites)
-        self._whole_generations(table, sites, cached)
-        problem = cases(self.base, self.space, sites, table, sensitivity)
+        table, cached = self._costs(sites, rows)
+        problem = _Problem(self.base, self.space, sites, table, sensitivity)
         loop = Loop(
-            self.runner, self.base, self.space, problem, self.budget, self.effort, table.dense_seconds, self.say
+            self.runner,
+            self.base,
+            self.space,
+            problem,
+            self.budget,
+            self.effort,
+            table.dense_seconds,
+            self.say,
+            timed=self.gpu is None,
         )
         best = loop.search()
-        held, attempts = loop.confirm(best)
-        others = self._others(loop.attempt)
-        plan = self._finished(loop.chosen, held)
+        held = loop.confirm(best)
+        others = self._others(held.attempts - 1)
+        thresholds, pruning = choose_thresholds(
+            sites,
+            self.base,
+            sensitivity.weights,
+            sensitivity.factors,
+            sensitivity.powers,
+            loop.chosen.damage,
+        )
+        plan = self._finished(loop.chosen, held, thresholds)
         report = {
             "budget": dataclasses.asdict(self.budget),
+            "target": None if self.gpu is None else self.gpu.name,
             "plan": json.loads(plan.dumps()),
             "digest": plan.digest,
             "predicted": loop.chosen.predicted(),
             "checked": loop.chosen.measured.as_dict() if loop.chosen.measured else None,
-            "held_out": held.as_dict(),
-            "held_out_attempts": attempts,
+            "held_out": {**held.measured.as_dict(), "max_error": held.error},
+            "held_out_attempts": held.attempts,
             "all_dense": plan.planned_sites() == 0,
             "trials": [trial.as_dict() for trial in loop.trials],
             "front": loop.front(),
             "others": {name: found.as_dict() for name, found in others.items()},
+            "screened": scores,
+            "pruning": pruning,
             "costs": table.as_dict(),
             "costs_cached": cached,
             "sensitivity": dataclasses.asdict(sensitivity),
-            "sites": _facts(sites, self.space, self.layers),
+            "sites": facts(sites, self.layers),
             "machine": {"device": table.device, "torch": torch.__version__, "sparvar": __version__},
             "calibration_seconds": time.monotonic() - begun,
         }
         return Calibration(plan, report)
 
+    def _screen(self) -> dict[str, float]:
+        """Leave the settings in the space that lose least; the scores of all."""
+        self.say(f"comparing {len(self.space.settings)} index maps, sink spans and windows")
+        screening = self.space.screening(self.base.scales)
+        sites = merged([self.runner.observe("screen", screening, 0, full=False)["sites"]])
+        kept, scores = preferred(sites, self.base, screening, SETTINGS_KEPT)
+        self.space = self.space.narrowed(kept)
+        return scores
+
     def _observe(self) -> tuple[Sites, int]:
         records = []
         for number in range(self.effort.observed):
             self.say(f"observing generation {number + 1} of {self.effort.observed}")
-            records.append(self.runner.observe(self.space, number))
+            records.append(self.runner.observe("observe", self.space, number))
         return merged([record["sites"] for record in records]), int(records[0]["rows"])
 
     def _costs(self, sites: Sites, rows: int) -> tuple[CostTable, bool]:
+        if self.gpu is not None:
+            return self._roofline(self.gpu, rows), False
         parameter = next(self.runner.subject.model.parameters())
-        self._cost_file = cost_tables.cache_file(self.base, self.space, rows, parameter.device, self.runner.inner)
-        known = cost_tables.load(self._cost_file)
+        file = cost_tables.cache_file(self.base, self.space, rows, parameter.device, self.runner.inner)
+        known = cost_tables.load(file)
         if known is not None:
             return known, True
         self.say("timing the ops on this machine")
@@ -198,16 +258,30 @@ class _Steps:
         def measure() -> dict[str, Any]:
             return cost_tables.measure(self.base, self.space, rows, parameter.device, parameter.dtype).as_dict()
 
-        return CostTable.of(self.runner.journal.get("costs", measure)), False
+        table = CostTable.of(self.runner.journal.get("costs", measure))
+        self._whole_generations(table, sites)
+        cost_tables.save(file, table)
+        return table, False
+
+    def _roofline(self, gpu: Gpu, rows: int) -> CostTable:
+        self.say(f"working out the roofline of {gpu.name}")
+        subject = self.runner.subject
+
+        def count() -> list[float]:
+            self.runner.detach()
+            prompt = self.runner.prompts[0]
+            return list(elsewhere(subject.model, lambda: subject.draw(subject.model, prompt, 0), self.base.scales))
+
+        flops, moved = self.runner.journal.get("elsewhere", count)
+        return target_costs(self.base, self.space, rows, gpu, torch.bfloat16, flops, moved)
 
     def _alone(self, scale: int, budget: float, layers: Sequence[int]) -> tuple[Plan, str]:
         """A plan in which ``layers`` are sparse at one scale alone, and the name of its candidate."""
-        before = [decision for decision in self.space.decisions if decision < scale]
-        decision = before[len(before) // 2]
+        decision = max(decision for decision in self.space.decisions if decision < scale)
         policies = tuple("cs4a" if layer in layers else "dense" for layer in range(self.layers))
-        index_map = self.space.maps[0]
-        choice = Choice(policies, decision, index_map, budgets=((scale, budget),))
-        return plan_of(self.base, self.space, choice), cs4a_key(decision, index_map, budget, None)
+        setting = self.space.settings[0]
+        choice = Choice(policies, setting, decision, budgets=((scale, budget),))
+        return plan_of(self.base, self.space, choice), cs4a_key(decision, setting, budget, None)
 
     def _targets(self) -> range:
         return range(self.space.first, self.base.scales + 1)
@@ -232,23 +306,32 @@ class _Steps:
             groups[group] = self.runner.measure(plan, "probe", self.effort.probes).damage
         return fit(sites, self.layers, by_scale, (at, name, groups))
 
-    def _whole_generations(self, table: CostTable, sites: Sites, cached: bool) -> None:
-        """Set what only whole generations show: their seconds, and what a sparse site's graph costs besides its op."""
-        if cached:
-            return
+    def _whole_generations(self, table: CostTable, sites: Sites) -> None:
+        """Correct the table by what its sites took in whole generations.
+
+        Machines drift: the seconds of a probe are compared with the dense ones by way of the scales that are dense in
+        both.
+        """
         self.say("timing dense generations")
-        table.dense_seconds = self.runner.measure(self.base, "probe", max(2, self.effort.probes)).median_seconds
+        dense = self.runner.measure(self.base, "probe", max(2, self.effort.probes))
+        table.dense_seconds = dense.median_seconds
+        decided: dict[int, list[float]] = {}
         for scale in self._targets():
             gaps = []
             for budget in PROBE_BUDGETS:
                 plan, name = self._alone(scale, budget, range(self.layers))
-                found = self.runner.measure(plan, "probe", self.effort.probes).median_seconds
-                assert plan.decision_scale is not None
-                decide = table.decide[plan.decision_scale] - table.dense[plan.decision_scale]
+                took = self.runner.measure(plan, "probe", self.effort.probes).took
+                decision = plan.decision_scale
+                assert decision is not None
+                same = [number for number in dense.took if number not in (scale, decision)]
+                drift = sum(took[number] for number in same) / sum(dense.took[number] for number in same)
+                more = {number: (took[number] / drift - dense.took[number]) / self.layers for number in (scale, decision)}
                 site = table.cs4a(scale, kept_share(sites, scale, self.layers, name), False) - table.dense[scale]
-                gaps.append((found - table.dense_seconds) / self.layers - decide - site)
+                gaps.append(more[scale] - site)
+                decided.setdefault(decision, []).append(more[decision])
             table.extra[scale] = statistics.mean(gaps)
-        cost_tables.save(self._cost_file, table)
+        for decision, found in decided.items():
+            table.decide[decision] = table.dense[decision] + max(0.0, statistics.median(found))
 
     def _others(self, attempt: int) -> dict[str, Measured]:
         """The paper's fixed setting, and the shipped plan where there is one, on the held-out images."""
@@ -276,20 +359,25 @@ class _Steps:
             found[name] = self.runner.measure(plan, "held", self.effort.held_out, begin)
         return found
 
-    def _finished(self, chosen: Trial, held: Measured) -> Plan:
-        figures = {
-            "psnr_db": round(held.mean_psnr, 3),
-            "predicted_psnr_db": round(chosen.predicted()["psnr_db"], 3),
-            "seconds": round(held.median_seconds, 4),
-            "predicted_seconds": round(chosen.predicted()["seconds"], 4),
-        }
-        asked = ", ".join(
-            f"{name} {value:g}" for name, value in dataclasses.asdict(self.budget).items() if value is not None
-        )
+    def _finished(self, chosen: Trial, held: Held, thresholds: Thresholds) -> Plan:
+        predicted, measured = chosen.predicted(), held.measured
+        figures = {"psnr_db": round(measured.mean_psnr, 3), "predicted_psnr_db": round(predicted["psnr_db"], 3)}
+        if measured.mean_ssim is not None:
+            figures["ssim"] = round(measured.mean_ssim, 4)
+        if held.error is not None:
+            figures["max_error"] = round(held.error, 4)
+        if self.gpu is None:
+            figures["seconds"] = round(measured.median_seconds, 4)
+        figures["predicted_seconds"] = round(predicted["seconds"], 6)
+        stated = dataclasses.asdict(self.budget).items()
+        asked = ", ".join(f"{name} {value:g}" for name, value in stated if value is not None)
         note = f"the cheapest found for {asked}"
         if chosen.plan.planned_sites() == 0:
             note = f"all dense: no sparse plan met {asked}"
+        if self.gpu is not None:
+            note += f"; seconds are the roofline of {self.gpu.name}"
         return chosen.plan.replace(
+            thresholds=thresholds,
             measured=figures,
             provenance=Provenance(
                 calibrated=True,
@@ -301,27 +389,13 @@ class _Steps:
         )
 
 
-def _facts(sites: Sites, space: Space, layers: int) -> list[dict[str, Any]]:
-    """Per scale and layer: entropy per head (nats), share of low-entropy queries, sink mass, candidates' figures."""
-    found = []
-    for (scale, layer), sums in sorted(sites.items()):
-        calls = sums["calls"][0]
-        found.append(
-            {
-                "scale": scale,
-                "layer": layer,
-                "entropy": [value / calls for value in sums["entropy"]],
-                "rho": sums["rho"][0] / calls,
-                "sink_mass": [value / calls for value in sums["sink"]],
-                "relative_error": {
-                    name: math.sqrt(relative_errors(sites, scale, layers, name)[layer]) for name in sums["errors"]
-                },
-                "relative_error_by_head": {
-                    name: [math.sqrt(e / max(n, 1e-30)) for e, n in zip(errors, sums["norm"], strict=True)]
-                    for name, errors in sums["errors"].items()
-                },
-                "recall": {name: values[0] / calls for name, values in sums["recall"].items()},
-                "kept": {name: values[0] / calls for name, values in sums["kept"].items()},
-            }
-        )
-    return found
+@dataclass(frozen=True)
+class _Problem:
+    base: Plan
+    space: Space
+    sites: Sites
+    table: CostTable
+    sensitivity: Sensitivity
+
+    def cases(self, max_error: float | None) -> list[Case]:
+        return cases(self.base, self.space, self.sites, self.table, self.sensitivity, max_error)

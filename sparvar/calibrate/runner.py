@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,24 +16,37 @@ from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.journal import Journal
-from sparvar.calibrate.observe import Observer, as_record
-from sparvar.calibrate.space import Space
+from sparvar.calibrate.observe import Observer, as_record, merged
+from sparvar.calibrate.predict import names_of, relative_errors
+from sparvar.calibrate.pruning import PruningSums, representative_scale
+from sparvar.calibrate.space import Choice, Space
 from sparvar.calibrate.subject import Subject
-from sparvar.errors import SparvarError, message
+from sparvar.errors import OptionError, SparvarError, message
 from sparvar.scale_plans import Plan
 
 STAGES = {"observe": 0, "probe": 0, "check": 1000, "held": 2000}
 """Stage to first seed: what is observed, checked and held out never shares a seed."""
 LEAST_MSE = 1e-10
 """Images that are equal count as 100 dB."""
+SSIM_WINDOW = 11
+"""Side of torchmetrics' Gaussian window, the least side of an image."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Generations of one plan: image MSE, PSNR in dB and seconds of each."""
+    """Generations of one plan: image MSE, seconds, and SSIM where torchmetrics is installed, of each.
+
+    Attributes:
+        mse: against the dense image.
+        seconds: of the generation.
+        ssim: against the dense image; empty where it was not measured.
+        took: seconds of all sites together per scale, median over generations; empty where they were not timed.
+    """
 
     mse: tuple[float, ...]
     seconds: tuple[float, ...]
+    ssim: tuple[float, ...] = ()
+    took: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def psnr(self) -> list[float]:
@@ -42,6 +57,11 @@ class Measured:
     def mean_psnr(self) -> float:
         """Mean of dB, the figure that budgets are about."""
         return statistics.mean(self.psnr)
+
+    @property
+    def mean_ssim(self) -> float | None:
+        """Mean SSIM, or None where it was not measured."""
+        return statistics.mean(self.ssim) if self.ssim else None
 
     @property
     def damage(self) -> float:
@@ -58,6 +78,7 @@ class Measured:
             "psnr_db": self.psnr,
             "psnr_db_mean": self.mean_psnr,
             "psnr_db_least": min(self.psnr),
+            **({"ssim": list(self.ssim), "ssim_mean": self.mean_ssim} if self.ssim else {}),
             "seconds": list(self.seconds),
             "seconds_median": self.median_seconds,
         }
@@ -79,6 +100,8 @@ class Runner:
     ) -> None:
         self.subject, self.base, self.prompts, self.journal = subject, base, list(prompts), journal
         self.seed, self.inner, self.deadline, self.say = seed, inner, deadline, say
+        self.with_ssim = importlib.util.find_spec("torchmetrics") is not None
+        self._pairs: list[tuple[float, float]] = []
         self._attached: str | None = None
         self._warm: set[tuple[str, int]] = set()
 
@@ -98,12 +121,13 @@ class Runner:
         """The image of the model's own code."""
 
         def draw() -> Tensor:
-            self._detach()
+            self.detach()
             return self._draw(stage, number)
 
         return self.journal.image(f"{stage}/{number}", draw)
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
+        """Let the model run its own code."""
         detach(self.subject.model)
         self._attached = None
 
@@ -120,47 +144,116 @@ class Runner:
             self._draw(stage, 0)
             self._warm |= kinds
 
-    def observe(self, space: Space, number: int) -> dict[str, Any]:
-        """What an observer saw in one generation: ``rows`` and ``sites``."""
+    def observe(self, key: str, space: Space, number: int, stage: str = "observe", full: bool = True) -> dict[str, Any]:
+        """What an observer saw in one generation: ``rows`` and ``sites``.
+
+        ``full`` adds entropies, sinks, windows and pruning at every scale to the candidates of the space.
+        """
 
         def measure() -> dict[str, Any]:
-            self._detach()
+            self.detach()
             # Candidates run op by op beside dense attention: compiling the rest would only take time.
             compile(self.subject.model, self.base, inner="eager")
             attachment = attachment_of(self.subject.model)
             assert attachment is not None
-            observer = attachment.observer = Observer(self.base, space)
+            pruning = PruningSums(self.base, representative_scale(self.base)) if full else None
+            observer = attachment.observer = Observer(self.base, space, pruning)
             try:
-                self._draw("observe", number)
+                self._draw(stage, number)
             finally:
-                self._detach()
+                self.detach()
             return {"rows": observer.rows, "sites": as_record(observer.sites)}
 
-        record: dict[str, Any] = self.journal.get(f"observe/{number}", measure)
+        record: dict[str, Any] = self.journal.get(f"{key}/{number}", measure)
         return record
 
     def measure(self, plan: Plan, stage: str, count: int, begin: int = 0) -> Measured:
         """``count`` generations of a plan from number ``begin`` of a stage."""
         for number in range(begin, begin + count):
             self.dense(stage, number)  # all of them first: each detaches the model
-        results = [self.one(plan, stage, number) for number in range(begin, begin + count)]
-        return Measured(*zip(*results, strict=True))
+        return together([self.one(plan, stage, number) for number in range(begin, begin + count)])
 
-    def one(self, plan: Plan, stage: str, number: int) -> tuple[float, float]:
-        """(image MSE, seconds) of one generation."""
+    def one(self, plan: Plan, stage: str, number: int) -> dict[str, Any]:
+        """``mse``, ``seconds``, ``ssim`` (or None) and, of probes, ``took`` of one generation."""
         reference = self.dense(stage, number)
 
-        def measure() -> list[float]:
+        def measure() -> dict[str, Any]:
             self._attach(plan, stage)
+            attachment = attachment_of(self.subject.model)
+            assert attachment is not None
+            attachment.timed = stage == "probe"
             started = time.perf_counter()
             image = self._draw(stage, number)
             seconds = time.perf_counter() - started
-            mse = float((image.float().cpu() - reference).square().mean())
-            return [max(mse, LEAST_MSE), seconds]
+            image = image.float().cpu()
+            mse = float((image - reference).square().mean())
+            took = dict(attachment.last.took) if attachment.timed and attachment.last is not None else {}
+            return {"mse": max(mse, LEAST_MSE), "seconds": seconds, "ssim": self.ssim(image, reference), "took": took}
 
-        mse, seconds = self.journal.get(f"{stage}/{plan.digest}/{number}", measure)
-        return mse, seconds
+        record: dict[str, Any] = self.journal.get(f"{stage}/{plan.digest}/{number}", measure)
+        if record["ssim"] is not None and LEAST_MSE < record["mse"] and record["ssim"] < 1:
+            self._pairs.append((-10 * math.log10(record["mse"]), math.log(1 - record["ssim"])))
+        return record
+
+    def ssim(self, image: Tensor, reference: Tensor) -> float | None:
+        """SSIM of images [3, H, W] or [B, 3, H, W], or None without torchmetrics and for other shapes."""
+        if not self.with_ssim or image.ndim not in (3, 4) or min(image.shape[-2:]) < SSIM_WINDOW:
+            return None
+        from torchmetrics.functional.image import structural_similarity_index_measure as measure
+
+        pair = [part.reshape(-1, *part.shape[-3:]) for part in (image, reference)]
+        return float(measure(pair[0], pair[1], data_range=1.0))  # type: ignore[arg-type]
+
+    def ssim_line(self) -> tuple[float, float]:
+        """Slope, below 0, and offset of log(1 - SSIM) over PSNR in dB, as images had them so far.
+
+        Raises:
+            OptionError: SSIM was not measured.
+        """
+        if len(self._pairs) < 2:
+            raise OptionError(
+                message(
+                    "--min-ssim",
+                    f"be asked of images [3, H, W] of at least {SSIM_WINDOW} a side, with torchmetrics installed",
+                    "none" if self.with_ssim else "no torchmetrics",
+                    "pip install 'sparvar[metrics]', or give --min-psnr",
+                )
+            )
+        slope, offset = statistics.linear_regression(*zip(*self._pairs, strict=True))
+        return min(slope, -1e-3), offset
+
+    def error(self, space: Space, plan: Plan, choice: Choice, number: int) -> float:
+        """Largest relative output error of a site under a plan, measured beside dense attention on a held-out seed."""
+        assert choice.decision is not None or choice.windows
+        budgets = tuple(sorted({budget for _, budget in choice.budgets}))
+        first = dict(choice.budgets)[min(dict(choice.budgets))] if choice.correction and choice.budgets else None
+        own = dataclasses.replace(
+            space,
+            decisions=(choice.decision if choice.decision is not None else min(space.decisions),),
+            settings=(choice.setting,),
+            budgets=budgets,
+            firsts=() if first is None else (first,),
+        )
+        record = self.observe(f"error/{plan.digest}", own, number, "held", full=False)
+        sites = merged([record["sites"]])
+        layers = len(plan.layers)
+        return max(
+            math.sqrt(relative_errors(sites, scale, layers, name)[layer])
+            for (scale, layer), name in names_of(plan, choice).items()
+        )
 
     def close(self) -> None:
         """Give the model back as it was."""
-        self._detach()
+        self.detach()
+
+
+def together(records: Sequence[dict[str, Any]]) -> Measured:
+    """One `Measured` of the records of `Runner.one`."""
+    ssim = [record["ssim"] for record in records]
+    scales = set.intersection(*({int(scale) for scale in record["took"]} for record in records))
+    return Measured(
+        tuple(record["mse"] for record in records),
+        tuple(record["seconds"] for record in records),
+        tuple(value for value in ssim if value is not None) if None not in ssim else (),
+        {scale: statistics.median(record["took"][str(scale)] for record in records) for scale in sorted(scales)},
+    )

@@ -33,7 +33,7 @@ class ScaleOptions:
 
     Attributes:
         scale: number of the scale.
-        mapped: weighted squared error per option and layer, [J, L]; row 0 is zeros.
+        mapped: weighted squared error per option and layer, [J, L]; row 0 is zeros; inf where a layer may not take it.
         mapped_seconds: seconds of one site more than dense, per option [J]; usually negative.
         local: the same for csla, [M, L].
         local_seconds: [M].
@@ -125,14 +125,15 @@ class _Search:
     def _points(self, scale: ScaleOptions, assignment: Array) -> tuple[Array, Array]:
         """Damage and seconds [J * M, A] of every joint option for assignments [L, A] of policy numbers."""
         mapped, local = (assignment == 1).astype(float), (assignment == 2).astype(float)
-        error = (scale.mapped @ mapped)[:, None] + (scale.local @ local)[None]
+        error = _summed(scale.mapped, mapped)[:, None] + _summed(scale.local, local)[None]
         seconds = (scale.mapped_seconds[:, None] * mapped.sum(0))[:, None] + (
             scale.local_seconds[:, None] * local.sum(0)
         )[None]
         if scale.must_map:
             error[0] = np.where(mapped.sum(0) > 0, np.inf, error[0])
         flat = error.reshape(-1, assignment.shape[1])
-        damage = scale.factor * np.power(flat, scale.power, where=flat > 0, out=np.zeros_like(flat))
+        damage = np.power(flat, scale.power, where=flat > 0, out=np.zeros_like(flat))
+        damage = np.where(np.isinf(flat), np.inf, scale.factor * np.where(np.isinf(flat), 0.0, damage))
         return damage, seconds.reshape(damage.shape)
 
     def _fixed(self, assignment: Array) -> Array:
@@ -239,6 +240,14 @@ class _Search:
         half = np.full(self.layers, 2.0)
         half[: round(0.6 * self.layers)] = 1.0
         yield half
+
+
+def _summed(errors: Array, takes: Array) -> Array:
+    """``errors`` [J, L] over the layers that ``takes`` [L, A] names, [J, A]; infinities of other layers do not count."""
+    barred = np.isinf(errors)
+    total: Array = np.where(barred, 0.0, errors) @ takes
+    total[(barred.astype(float) @ takes) > 0] = np.inf
+    return total
 
 
 def _neighbours(at: Array) -> Array:

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparvar.scale_plans import Plan
+from sparvar.scale_plans import INDEX_MAPS, Plan
 
-SINK_SHARE = 0.01
-"""Sinks are the most leading scales whose tokens are at most this share of the last scale's keys."""
-
+SINK_SHARES = (0.003, 0.01, 0.03)
+"""Sink spans that are tried: the most leading scales whose tokens are at most this share of the last scale's keys."""
+WINDOWS = (0, 5)
+"""Sides of the window around a tile's queries that mapped columns may have at the current scale; 0 is none."""
 LADDERS = ((1, 1, 3, 3, 5, 7), (3, 3, 3, 5, 7, 9), (5, 5, 7, 7, 9, 11, 15))
 """Sides of csla windows at the last scales, from narrow to wide."""
+SETTINGS_KEPT = 2
+"""Settings that are measured in full, of those that are screened."""
+SCREEN_BUDGETS = (0.05, 0.2)
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What all layers of a plan share besides the decision scale.
+
+    Attributes:
+        index_map: of cs4a layers.
+        sinks: leading scales that are always kept.
+        window: odd side of the window around the tile's queries at the current scale, for cs4a; 0 for none.
+    """
+
+    index_map: str
+    sinks: int
+    window: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.index_map}+s{self.sinks}w{self.window}"
 
 
 @dataclass(frozen=True)
@@ -21,52 +44,79 @@ class Space:
 
     Attributes:
         decisions: decision scales.
-        maps: index maps.
+        settings: index map, sink span and window together.
         budgets: shares of keys that mapped columns keep, ascending.
         firsts: budgets at the first sparse scale for which the output correction, which is made with them, is
             measured; each is one of ``budgets``.
         ladders: csla windows, each a mapping from scale to side.
-        sink_scales: leading scales that are always kept.
         stride: every how many queries of a tile the column sums look at.
+        only: scale at which candidates are measured, or None for all after the first decision scale.
     """
 
     decisions: tuple[int, ...]
-    maps: tuple[str, ...]
+    settings: tuple[Setting, ...]
     budgets: tuple[float, ...]
     firsts: tuple[float, ...]
     ladders: tuple[Mapping[int, int], ...]
-    sink_scales: int
     stride: int
+    only: int | None = None
 
     @property
     def first(self) -> int:
         """The first scale that may be sparse."""
         return min(self.decisions) + 1
 
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """Sink spans among the settings, ascending."""
+        return tuple(sorted({setting.sinks for setting in self.settings}))
+
+    def measured(self, scale: int) -> bool:
+        """Whether candidates are measured at a scale."""
+        return scale >= self.first and self.only in (None, scale)
+
+    def narrowed(self, settings: Iterable[Setting]) -> Space:
+        """The same space with some of its settings."""
+        return dataclasses.replace(self, settings=tuple(settings))
+
+    def screening(self, scales: int) -> Space:
+        """Every setting at the second last scale, decided two scales before where that may be, with two budgets."""
+        at = max(self.first, scales - 1)
+        # Not right before: there a correction is made with the budget itself, and would be seen at one budget alone.
+        decision = max([scale for scale in self.decisions if scale < at - 1] or [min(self.decisions)])
+        return dataclasses.replace(
+            self, decisions=(decision,), budgets=SCREEN_BUDGETS, firsts=SCREEN_BUDGETS[-1:], ladders=(), only=at
+        )
+
+
+def sink_spans(base: Plan, before: int) -> tuple[int, ...]:
+    """Numbers of leading scales, below ``before`` and at least 1, that `SINK_SHARES` of the last scale's keys allow."""
+    found = []
+    for share in SINK_SHARES:
+        leading = 1
+        # Text tokens in front are always kept and say nothing about scales.
+        while leading + 1 < before and base.offset(leading + 2) - base.prefix <= share * base.keys(base.scales):
+            leading += 1
+        found.append(min(leading, before - 1))
+    return tuple(sorted(set(found)))
+
 
 def default_space(base: Plan) -> Space:
     """Decision at one of the three scales before the second last; everything else as measured to matter before."""
     scales = base.scales
     decisions = tuple(scale for scale in range(scales - 4, scales - 1) if scale >= 2) or (max(1, scales - 1),)
-    sinks = base.prefix
-    leading = 0
-    for number in range(1, decisions[0]):
-        sinks += base.tokens(number)
-        if sinks > SINK_SHARE * base.keys(scales) and number > 1:
-            break
-        leading = number
+    spans = sink_spans(base, decisions[0])
 
     def ladder(sides: Sequence[int]) -> dict[int, int]:
         at = enumerate(sides, start=scales - len(sides) + 1)
-        return {scale: min(side, 2 * max(base.grid(scale)) - 1) for scale, side in at if scale > leading}
+        return {scale: min(side, 2 * max(base.grid(scale)) - 1) for scale, side in at if scale >= 1}
 
     return Space(
         decisions=decisions,
-        maps=("relative", "footprint"),
+        settings=tuple(Setting(name, span, window) for name in INDEX_MAPS for span in spans for window in WINDOWS),
         budgets=(0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.45),
         firsts=(0.2, 0.3, 0.45),
         ladders=tuple(ladder(sides) for sides in LADDERS),
-        sink_scales=leading,
         stride=2 if min(base.tile) >= 4 else 1,
     )
 
@@ -76,17 +126,17 @@ class Choice:
     """One plan's decisions.
 
     Attributes:
-        decision: decision scale, or None where no layer is cs4a.
-        index_map: of cs4a layers.
-        correction: whether the output correction is on.
         layers: policy per layer.
+        setting: index map, sink span and window.
+        decision: decision scale, or None where no layer is cs4a.
+        correction: whether the output correction is on.
         budgets: target scale to budget, for cs4a.
         windows: target scale to number of a ladder, for csla.
     """
 
     layers: tuple[str, ...]
+    setting: Setting
     decision: int | None = None
-    index_map: str = "relative"
     correction: bool = False
     budgets: tuple[tuple[int, float], ...] = ()
     windows: tuple[tuple[int, int], ...] = ()
@@ -97,27 +147,33 @@ def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
     used = {"cs4a": bool(choice.budgets) and choice.decision is not None, "csla": bool(choice.windows), "dense": True}
     layers = [policy if used[policy] else "dense" for policy in choice.layers]
     mapped, local = "cs4a" in layers, "csla" in layers
+    setting = choice.setting
     csla: dict[int, Any] = {
-        target: {"windows": {scale: side for scale, side in space.ladders[number].items() if scale <= target}}
+        target: {
+            "windows": {
+                scale: side for scale, side in space.ladders[number].items() if setting.sinks < scale <= target
+            }
+        }
         for target, number in choice.windows
     }
+    cs4a = {target: {"budget": budget, "window": setting.window} for target, budget in choice.budgets}
     return base.replace(
         layers=layers,
         decision_scale=choice.decision if mapped else None,
-        index_map=choice.index_map,
+        index_map=setting.index_map,
         output_correction=choice.correction and mapped,
-        sink_scales=space.sink_scales,
+        sink_scales=setting.sinks,
         column_sum_stride=space.stride,
-        cs4a={target: {"budget": budget, "window": 0} for target, budget in choice.budgets} if mapped else {},
+        cs4a=cs4a if mapped else {},
         csla=csla if local else {},
     )
 
 
-def cs4a_key(decision: int, index_map: str, budget: float, first: float | None) -> str:
+def cs4a_key(decision: int, setting: Setting, budget: float, first: float | None) -> str:
     """Name of a cs4a candidate; ``first`` is the budget that the output correction was made with, None without."""
-    return f"cs4a/{decision}/{index_map}/{budget:g}/{'-' if first is None else format(first, 'g')}"
+    return f"cs4a/{decision}/{setting}/{budget:g}/{'-' if first is None else format(first, 'g')}"
 
 
-def csla_key(ladder: int) -> str:
+def csla_key(ladder: int, sinks: int) -> str:
     """Name of a csla candidate."""
-    return f"csla/{ladder}"
+    return f"csla/{ladder}+s{sinks}"

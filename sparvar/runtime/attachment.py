@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +83,7 @@ class Attachment:
             caller chose what is compiled.
         left_alone: site to reason, for calls that were not part of a generation or could not be.
         observer: given to every session that starts from now on.
+        timed: sessions note the seconds of every site; on a GPU each site is then waited for.
     """
 
     plans: PlanSet
@@ -96,6 +98,7 @@ class Attachment:
     last: Session | None = None
     enabled: bool = True
     observer: Observer | None = None
+    timed: bool = False
 
     def __post_init__(self) -> None:
         self._threads = _PerThread()
@@ -266,7 +269,8 @@ class Attachment:
         kind = session.kinds[scale][layer]
         previous = enter(SiteContext(session, layer, scale))
         try:
-            out = self._run(session, site, scale, kind, args, kwargs)
+            run = self._run_timed if self.timed else self._run
+            out = run(session, site, scale, kind, args, kwargs)
         except GraphBreakError as error:
             if self.narrow is None or site.wrapped == site.name:
                 raise
@@ -332,6 +336,19 @@ class Attachment:
             if cause is error:
                 raise
             raise cause from None
+
+    def _run_timed(
+        self, session: Session, site: Site, scale: int, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        def now() -> float:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            return time.perf_counter()
+
+        started = now()
+        out = self._run(session, site, scale, kind, args, kwargs)
+        session.took[scale] = session.took.get(scale, 0.0) + now() - started
+        return out
 
     def _differs(self, session: Session, site: Site, scale: int, layer: int, kind: str) -> None:
         ran = session.ran.get((scale, layer), "dense")

@@ -72,6 +72,7 @@ class Session:
         sizes: tokens of the call of every scale, from 0.
         seconds: time spent in index mapping and selection, for the benchmark's overhead figure.
         observer: sees the dense sites of its scales; they run as kind ``observe``.
+        took: seconds of all sites together per scale, where the attachment is timed.
     """
 
     plan: Plan
@@ -85,6 +86,7 @@ class Session:
     owner: int = field(default_factory=threading.get_ident)
     seconds: float = 0.0
     observer: Observer | None = None
+    took: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def start(

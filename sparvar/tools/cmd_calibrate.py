@@ -65,7 +65,14 @@ def calibrate(
     prompts: Annotated[Path, typer.Option(metavar="FILE", help="One label, or JSON value, per line.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PLAN", help="The plan; the reports go beside it.")],
     min_psnr: Annotated[float | None, typer.Option(help="Least mean PSNR against dense images, dB.")] = None,
+    min_ssim: Annotated[float | None, typer.Option(help="Least mean SSIM against dense images.")] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Largest relative error of attention's output in any layer; 2 % is 0.02.")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Most seconds of one image.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="GPU", help="Predict seconds for this GPU, such as H100, by its roofline.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every image; the same seed and cost table, the same plan.")] = 0,
     inner: Annotated[
         Inner, typer.Option(help="What compiles the rewritten graphs; auto is inductor where a C++ compiler is.")
@@ -88,8 +95,10 @@ def calibrate(
         sparvar calibrate zoo:landscape --prompts labels.txt --min-psnr 32 --out plan.json
 
         sparvar calibrate my.models:build --prompts labels.txt --max-seconds 2 --out fast/plan.json --resume
+
+        sparvar calibrate my.models:build --prompts prompts.txt --min-ssim 0.9 --target H100 --out plan.json
     """
-    budget = Budget(min_psnr, max_seconds)
+    budget = Budget(min_psnr=min_psnr, min_ssim=min_ssim, max_error=max_error, max_seconds=max_seconds)
     labels = read_prompts(prompts)
     output.prepare(out.parent, (out.name, JSON_NAME, PAGE_NAME))
     require_plots()
@@ -123,6 +132,7 @@ def calibrate(
             seed=seed,
             inner=choose_inner(inner),
             effort=Effort(checks=images, held_out=images),
+            target=target,
             resume=resume,
             seconds_in_all=max_seconds_total,
             say=say,
@@ -153,7 +163,8 @@ STEPS = 30
 def missed_budget(found: Calibration, budget: Budget) -> str:
     """What the held-out images miss, or an empty text."""
     held = found.report["held_out"]
-    if budget.max_seconds is not None and held["seconds_median"] > budget.max_seconds:
+    measured = found.report["target"] is None
+    if measured and budget.max_seconds is not None and held["seconds_median"] > budget.max_seconds:
         must = f"take at most {budget.max_seconds:g} s on the held-out images"
         got = f"{held['seconds_median']:.2f} s"
         return message(
@@ -165,13 +176,27 @@ def missed_budget(found: Calibration, budget: Budget) -> str:
 def table(found: Calibration) -> Table:
     """Predicted and measured, with the plans it is compared with."""
     report = found.report
+    target, predicted, held = report["target"], report["predicted"], report["held_out"]
     shown = Table(title=f"plan {found.plan.name}  {found.plan.digest[:19]}")
-    for name in ("", "PSNR (dB)", "seconds"):
+    for name in ("", "PSNR (dB)", "SSIM", "seconds here" if target else "seconds"):
         shown.add_column(name, justify="right" if name else "left")
-    predicted, held = report["predicted"], report["held_out"]
-    shown.add_row("predicted", f"{predicted['psnr_db']:.1f}", f"{predicted['seconds']:.2f}")
-    shown.add_row("measured, held out", f"{held['psnr_db_mean']:.1f}", f"{held['seconds_median']:.2f}")
-    for name, other in report["others"].items():
-        shown.add_row(f"{name} plan, held out", f"{other['psnr_db_mean']:.1f}", f"{other['seconds_median']:.2f}")
-    shown.add_row("dense", "-", f"{report['costs']['dense_seconds']:.2f}")
+    if target is None:
+        shown.add_row("predicted", f"{predicted['psnr_db']:.1f}", "-", f"{predicted['seconds']:.2f}")
+    else:
+        shown.add_row("predicted", f"{predicted['psnr_db']:.1f}", "-", "-")
+    rows = {"measured, held out": held}
+    rows |= {f"{name} plan, held out": other for name, other in report["others"].items()}
+    for name, row in rows.items():
+        ssim = row.get("ssim_mean")
+        shown.add_row(
+            name, f"{row['psnr_db_mean']:.1f}", "-" if ssim is None else f"{ssim:.3f}", f"{row['seconds_median']:.2f}"
+        )
+    dense = report["costs"]["dense_seconds"]
+    if target is None:
+        shown.add_row("dense", "-", "-", f"{dense:.2f}")
+    else:
+        times = f"{1000 * predicted['seconds']:.1f} ms, dense {1000 * dense:.1f} ms"
+        shown.caption = f"Roofline of {target}: {times}; a prediction, nothing was run there."
+    if held["max_error"] is not None:
+        shown.caption = f"Largest relative error of attention's output, held out: {100 * held['max_error']:.2f} %"
     return shown

@@ -1,0 +1,243 @@
+"""What calibration gains, keeps and costs on the shipped model.
+
+``python benchmarks/calibrate.py command`` runs the command as a user does, from empty caches: its time, its peak memory
+beside that of a dense generation, what it predicted and what held-out images said, and the paper's fixed setting and the
+shipped plan on the same images. ``python benchmarks/calibrate.py runs`` repeats the search and its confirmation on other
+images: every run draws its check and held-out images, seeds and classes, from one pool without putting any back, so
+that they are disjoint, and finds its own plan. Both write into one result file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparvar.calibrate import Budget, Effort, load_subject
+from sparvar.calibrate import run as calibration
+from sparvar.calibrate.loop import Held, Loop
+from sparvar.calibrate.runner import Measured, Runner, together
+from sparvar.scale_plans import Plan, write_whole
+from sparvar.tools.machine import machine
+from sparvar.zoo import CLASSES
+
+OUT = Path(__file__).parent / "results" / "calibrate-cpu.json"
+DENSE = """
+from sparvar.calibrate import load_subject
+subject = load_subject("zoo:landscape")
+subject.draw(subject.model, 0, 0)
+subject.draw(subject.model, 0, 0)
+"""
+app = typer.Typer(add_completion=False)
+
+
+def peak_of(command: Sequence[str], environment: dict[str, str]) -> tuple[float, int]:
+    """(seconds, peak resident bytes) of a command and the processes it waits for, of which the largest counts."""
+    before = time.monotonic()
+    process = subprocess.Popen(command, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.monotonic() - before, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def add(out: Path, part: str, found: dict[str, Any]) -> None:
+    """Put one part into the result file."""
+    stored = json.loads(out.read_text()) if out.is_file() else {"benchmark": "calibrate", "format": 1, "device": "cpu"}
+    stored[part] = {"machine": machine(), **found}
+    write_whole(out, (json.dumps(stored, indent=1) + "\n").encode())
+
+
+@app.command()
+def command(
+    folder: Annotated[Path, typer.Option(help="Where the plan and its reports are left.")],
+    min_psnr: float = 32.0,
+    out: Path = OUT,
+) -> None:
+    """The command from empty caches."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = folder / "labels.txt"
+    prompts.write_text("\n".join(CLASSES) + "\n")
+    with tempfile.TemporaryDirectory() as caches:
+        environment = {
+            **os.environ,
+            "SPARVAR_CACHE_DIR": f"{caches}/sparvar",
+            "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
+        }
+        _, dense = peak_of([sys.executable, "-c", DENSE], environment)
+        arguments = ["calibrate", "zoo:landscape", "--prompts", str(prompts), "--min-psnr", str(min_psnr)]
+        plan = folder / "plan.json"
+        seconds, peak = peak_of([sys.executable, "-m", "sparvar.tools", *arguments, "--out", str(plan)], environment)
+    report = json.loads((folder / "calibration.json").read_text())
+    held, predicted = report["held_out"], report["predicted"]
+    rows = {
+        name: {
+            "psnr_db": row["psnr_db_mean"],
+            "psnr_db_least": row["psnr_db_least"],
+            "ssim": row.get("ssim_mean"),
+            "seconds": row["seconds_median"],
+        }
+        for name, row in {"calibrated": held, **report["others"]}.items()
+    }
+    add(
+        out,
+        "command",
+        {
+            "min_psnr": min_psnr,
+            "seconds": seconds,
+            "peak_bytes": peak,
+            "dense_peak_bytes": dense,
+            "memory_ratio": peak / dense,
+            "predicted": predicted,
+            "predicted_over_measured_seconds": predicted["seconds"] / held["seconds_median"],
+            "predicted_less_measured_db": predicted["psnr_db"] - held["psnr_db_mean"],
+            "held_out": rows,
+            "dense_seconds": report["costs"]["dense_seconds"],
+            "rounds": len(report["trials"]),
+            "digest": report["digest"],
+            "plan": report["plan"],
+        },
+    )
+
+
+class PoolRunner(Runner):
+    """Check and held-out images are entries of a pool, in an order that `order` gives."""
+
+    order: Sequence[int] = ()
+
+    def measure(self, plan: Plan, stage: str, count: int, begin: int = 0) -> Measured:
+        """As the runner's, but for images of the pool."""
+        if stage not in ("check", "held"):
+            return super().measure(plan, stage, count, begin)
+        first = begin if stage == "check" else begin + len(self.order) // 3
+        numbers = self.order[first : first + count]
+        if len(numbers) < count:
+            raise SystemExit("the pool is too small: give --pool more")
+        for number in numbers:
+            self.dense("check", number)
+        return together([self.one(plan, "check", number) for number in numbers])
+
+
+class Steps(calibration._Steps):
+    """Everything up to the solver's problem once, the loop many times."""
+
+    runs = 20
+    pool = 40
+    found: list[dict[str, Any]]
+
+    def run(self, begun: float) -> calibration.Calibration:
+        """Repeat search and confirmation."""
+        self._screen()
+        sites, rows = self._observe()
+        sensitivity = self._sensitivity(sites)
+        table, _ = self._costs(sites, rows)
+        problem = calibration._Problem(self.base, self.space, sites, table, sensitivity)
+        assert isinstance(self.runner, PoolRunner)
+        self.found = []
+        for number in range(self.runs):
+            order = list(range(self.pool))
+            random.Random(number).shuffle(order)
+            self.runner.order = order
+            self.runner.prompts = list(CLASSES)
+            loop = Loop(
+                self.runner, self.base, self.space, problem, self.budget, self.effort, table.dense_seconds, self.say
+            )
+            held: Held = loop.confirm(loop.search())
+            # Images that neither the search nor the confirmation has used.
+            used = set(order[: self.effort.checks])
+            first = self.pool // 3
+            used |= set(order[first : first + self.effort.held_out * held.attempts])
+            rest = [each for each in order if each not in used]
+            self.runner.order = rest
+            fresh = self.runner.measure(loop.chosen.plan, "check", min(len(rest), self.effort.held_out))
+            predicted = loop.chosen.predicted()
+            self.found.append(
+                {
+                    "digest": loop.chosen.plan.digest,
+                    "rounds": len(loop.trials),
+                    "attempts": held.attempts,
+                    "predicted": predicted,
+                    "held_out_db": held.measured.mean_psnr,
+                    "held_out_seconds": held.measured.median_seconds,
+                    "fresh_db": fresh.mean_psnr,
+                    "gain": loop.chosen.gain,
+                }
+            )
+            self.say(f"run {number + 1}: {held.measured.mean_psnr:.2f} dB held out, {fresh.mean_psnr:.2f} dB fresh")
+        raise Finished
+
+
+class Finished(Exception):
+    """All runs are done."""
+
+
+@app.command()
+def runs(
+    work: Annotated[Path, typer.Option(help="Journal; a stopped benchmark goes on with it.")],
+    count: int = 20,
+    pool: int = 40,
+    min_psnr: float = 32.0,
+    images: int = 8,
+    out: Path = OUT,
+) -> None:
+    """The search and its confirmation on many draws of images."""
+    kept: list[Steps] = []
+
+    class Counted(Steps):
+        runs = count
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.pool = pool
+            kept.append(self)
+
+    calibration._Steps, calibration.Runner = Counted, PoolRunner  # type: ignore[misc,attr-defined]
+    budget = Budget(min_psnr=min_psnr)
+    try:
+        calibration.calibrate(
+            load_subject("zoo:landscape"),
+            list(CLASSES),
+            budget,
+            work,
+            effort=Effort(checks=images, held_out=images),
+            resume=True,
+            say=lambda text: print(time.strftime("%T"), text, flush=True),
+        )
+    except Finished:
+        pass
+    found = kept[0].found
+    rates = {
+        name: sum(run[name] >= min_psnr for run in found) / len(found) for name in ("held_out_db", "fresh_db")
+    }
+    seconds = [run["predicted"]["seconds"] / run["held_out_seconds"] for run in found]
+    off = [run["predicted"]["psnr_db"] - run["held_out_db"] for run in found]
+    add(
+        out,
+        "runs",
+        {
+            "min_psnr": min_psnr,
+            "pool": pool,
+            "images": images,
+            "met": rates,
+            "plans": len({run["digest"] for run in found}),
+            "predicted_over_measured_seconds": {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)},
+            "predicted_less_measured_db": {"median": statistics.median(off), "least": min(off), "most": max(off)},
+            "within_1_db": sum(abs(value) <= 1 for value in off) / len(off),
+            "within_15_percent": sum(abs(value - 1) <= 0.15 for value in seconds) / len(seconds),
+            "each": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,113 @@
+"""What is tried, and how it is narrowed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sparvar.calibrate.predict import names_of, preferred
+from sparvar.calibrate.solver import ScaleOptions, _Search, solve
+from sparvar.calibrate.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
+from sparvar.scale_plans import HART_1024, HART_TEXT_TOKENS, Plan, dense_plan, squares
+from tests.calibrate.test_solver import problem
+
+INFINITY = squares((1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
+
+
+def base_of(schedule: tuple[tuple[int, int], ...] = INFINITY, prefix: int = 0) -> Plan:
+    return dense_plan(schedule, ["a", "b", "c"], heads=2, head_dim=64, prefix=prefix)
+
+
+def test_sink_spans_are_shares_of_the_last_scale() -> None:
+    base = base_of()
+    assert sink_spans(base, 9) == (3, 4, 6)
+    for span, share in zip((3, 4, 6), (0.003, 0.01, 0.03), strict=True):
+        assert base.offset(span + 1) <= share * base.keys(13) < base.offset(span + 2)
+    assert max(sink_spans(base, 5)) == 4  # all below the decision
+
+
+def test_text_in_front_does_not_count_as_sinks() -> None:
+    with_text, without = base_of(HART_1024, HART_TEXT_TOKENS), base_of(HART_1024)
+    assert sink_spans(with_text, 9) == sink_spans(without, 9)
+
+
+def test_every_choice_is_a_plan_without_contradictions() -> None:
+    base = base_of()
+    space = default_space(base)
+    for setting in space.settings:
+        for decision in space.decisions:
+            targets = range(decision + 1, 14)
+            choice = Choice(
+                ("cs4a", "csla", "dense"),
+                setting,
+                decision,
+                correction=True,
+                budgets=tuple((target, 0.2) for target in targets),
+                windows=tuple((target, 1) for target in targets),
+            )
+            plan = plan_of(base, space, choice)
+            assert plan.check() == []
+            names = names_of(plan, choice)
+            assert names[13, 0] == cs4a_key(decision, setting, 0.2, 0.2)
+            assert names[13, 1] == csla_key(1, setting.sinks)
+            assert len(names) == 2 * len(targets)
+
+
+def test_screening_looks_at_one_scale_with_every_setting() -> None:
+    space = default_space(base_of())
+    screening = space.screening(13)
+    assert screening.settings == space.settings
+    assert screening.decisions == (10,)
+    assert [scale for scale in range(1, 14) if screening.measured(scale)] == [12]
+    assert all(space.measured(scale) for scale in range(10, 14)) and not space.measured(9)
+
+
+def test_a_setting_that_only_keeps_more_keys_is_not_preferred() -> None:
+    base = base_of()
+    good, bad, wide = Setting("footprint", 4, 0), Setting("identity", 4, 0), Setting("relative", 6, 0)
+    space = dataclasses.replace(default_space(base).screening(13), settings=(good, bad, wide))
+    sums = {"errors": {}, "kept": {}, "recall": {}, "norm": [1.0, 1.0], "calls": [1.0]}
+    for setting, factor, more in ((good, 1.0, 1.0), (bad, 3.0, 1.0), (wide, 1.0, 1.5)):
+        for budget in space.budgets:
+            name = cs4a_key(10, setting, budget, None)
+            # ``wide`` has the same error as ``good`` for half as many keys again.
+            sums["errors"][name] = [factor * 0.01 / budget] * 2  # type: ignore[index]
+            sums["kept"][name] = [more * budget]  # type: ignore[index]
+    kept, scores = preferred({(12, layer): sums for layer in range(3)}, base, space, 1)
+    assert kept == [good]
+    assert scores[str(good)] == pytest.approx(scores[str(bad)] / 3)
+    assert scores[str(wide)] == pytest.approx(1.5 * scores[str(good)])
+
+
+def test_a_barred_option_is_taken_by_no_layer_it_is_barred_from() -> None:
+    cases = problem(3, layers=3, scales=2)
+    free = solve(cases, 3, max_damage=2.0)
+    assert free is not None and set(free.layers) != {0}
+
+    def barred(scale: ScaleOptions) -> ScaleOptions:
+        mapped, local = scale.mapped.copy(), scale.local.copy()
+        mapped[1:, 1] = local[1:, 1] = np.inf
+        return dataclasses.replace(scale, mapped=mapped, local=local)
+
+    narrowed = [dataclasses.replace(case, scales=tuple(map(barred, case.scales))) for case in cases]
+    answer = solve(narrowed, 3, max_damage=2.0)
+    assert answer is not None
+    assert answer.layers[1] == 0 or answer.options == ((0, 0), (0, 0))
+    assert answer.seconds >= free.seconds
+    by_time = solve(narrowed, 3, max_seconds=free.seconds / 2)
+    assert by_time is None or np.isfinite(by_time.damage)
+
+
+def test_bounds_hold_with_barred_options() -> None:
+    case = problem(4, layers=3, scales=2)[0]
+    mapped = case.scales[0].mapped.copy()
+    mapped[1:, 0] = np.inf
+    case = dataclasses.replace(case, scales=(dataclasses.replace(case.scales[0], mapped=mapped), case.scales[1]))
+    search = _Search(case, 3, True, 0.5, True)
+    for policies in ([1, 1, 1], [1, 0, 2], [0, 1, 2]):
+        column = np.array(policies, dtype=float)
+        found = search._best(column, np.inf)
+        assert found is not None
+        assert search._bounds(column[:, None])[0] <= found.seconds + 1e-12
