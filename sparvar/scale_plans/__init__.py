@@ -21,6 +21,7 @@ from sparvar.scale_plans.schedules import infinity_schedules
 from sparvar.scale_plans.schema import json_schema
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
+from sparvar.scale_plans.thresholds import keep_count, layer_score, start_scale
 
 __all__ = [
     "INDEX_MAPS",
@@ -44,10 +45,13 @@ __all__ = [
     "find_published",
     "infinity_schedules",
     "json_schema",
+    "keep_count",
+    "layer_score",
     "load_plan",
     "model_fingerprint",
     "published_models",
     "schedule_text",
     "shipped_plans",
+    "start_scale",
     "write_whole",
 ]

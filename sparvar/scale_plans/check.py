@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from sparvar.errors import message
-from sparvar.scale_plans.data import POLICIES, PlanFields
+from sparvar.scale_plans.data import CALIBRATED_THRESHOLDS, POLICIES, PlanFields
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MAX_SIDE = 4096
@@ -211,15 +211,48 @@ def _csla_has_keys(plan: PlanFields) -> Problems:
 
 @_rule("thresholds")
 def _thresholds(plan: PlanFields) -> Problems:
-    limits = {"tau": 1.0, "beta": math.inf, "alpha_min": 1.0, "alpha_max": 1.0}
-    for name, most in limits.items():
-        value = getattr(plan.thresholds, name)
-        if value is not None and not (math.isfinite(value) and 0 <= value <= most):
-            must = "be at least 0 and finite" if most == math.inf else "be between 0 and 1"
-            yield message(f"thresholds.{name}", must, value)
-    low, high = plan.thresholds.alpha_min, plan.thresholds.alpha_max
+    given = plan.thresholds
+    for name in ("tau", "alpha_min", "alpha_max"):
+        value = getattr(given, name)
+        if value is not None and not 0 <= value <= 1:
+            yield message(f"thresholds.{name}", "be between 0 and 1", value)
+    if given.beta is not None and not (math.isfinite(given.beta) and given.beta > 0):
+        yield message("thresholds.beta", "be above 0 and finite", given.beta)
+    low, high = given.alpha_min, given.alpha_max
     if low is not None and high is not None and low > high:
         yield message("thresholds.alpha_min", f"be at most alpha_max, {high}", low)
+    if given.min_keep is not None and not 0 < given.min_keep <= 1:
+        yield message("thresholds.min_keep", "be above 0 and at most 1", given.min_keep)
+    for layer, score in enumerate(given.scores):
+        if not 0 <= score <= 1:
+            yield message(f"thresholds.scores, layer {layer}", "be between 0 and 1", score)
+
+
+@_rule("thresholds")
+def _thresholds_are_whole(plan: PlanFields) -> Problems:
+    given = plan.thresholds
+    missing = [name for name, value in given if value is None or value == ()]
+    if missing and any(name not in missing for name in CALIBRATED_THRESHOLDS):
+        there = ", ".join(name for name in CALIBRATED_THRESHOLDS if name not in missing)
+        verb = "are" if "," in there else "is"
+        remedy = f"add {', '.join(missing)}, or take {there} out"
+        yield message("thresholds", f"be whole where {there} {verb} given", f"no {', '.join(missing)}", remedy)
+
+
+@_rule("thresholds", "schedule")
+def _threshold_scales(plan: PlanFields) -> Problems:
+    for name, least in (("start", 2), ("representative", 1)):
+        scale = getattr(plan.thresholds, name)
+        if scale is not None and not least <= scale <= plan.scales:
+            yield message(f"thresholds.{name}", f"be a scale between {least} and {plan.scales}", scale)
+
+
+@_rule("thresholds", "layers")
+def _threshold_scores(plan: PlanFields) -> Problems:
+    scores = plan.thresholds.scores
+    if scores and len(scores) != len(plan.layers):
+        remedy = "give one score for each layer, 0 where it is kept"
+        yield message("thresholds.scores", f"have {len(plan.layers)} entries, one per layer", len(scores), remedy)
 
 
 @_rule("measured")

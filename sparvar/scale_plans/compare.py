@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,7 +52,11 @@ def _lines(a: PlanFields, b: PlanFields) -> Iterator[str]:
             yield from _scales(name, a, b, a.csla, b.csla, _csla_text, _csla_changes)
         elif isinstance(before, BaseModel):
             for field in type(before).model_fields:
-                yield from _values(f"{name}.{field}", getattr(before, field), getattr(after, field))
+                old, new = getattr(before, field), getattr(after, field)
+                if field == "scores" and len(old) == len(new):
+                    yield from _per_layer(f"{name}.scores, ", old, new)
+                else:
+                    yield from _values(f"{name}.{field}", old, new)
         else:
             yield from _values(name, before, after)
 
@@ -92,13 +96,18 @@ def _grid(plan: PlanFields, scale: int) -> str:
 def _layers(before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[str]:
     if len(before) != len(after):
         yield f"layers: {len(before)} layers -> {len(after)} layers"
-    changes: dict[tuple[str, str], list[int]] = {}
+    yield from _per_layer("", before, after)
+
+
+def _per_layer(prefix: str, before: Sequence[Any], after: Sequence[Any]) -> Iterator[str]:
+    """Changes per layer, those that are equal in one line."""
+    changes: dict[tuple[Any, Any], list[int]] = {}
     for layer in range(max(len(before), len(after))):
-        old, new = (policies[layer] if layer < len(policies) else "absent" for policies in (before, after))
+        old, new = (values[layer] if layer < len(values) else "absent" for values in (before, after))
         if old != new:
             changes.setdefault((old, new), []).append(layer)
     for (old, new), layers in changes.items():
-        yield f"{'layers' if len(layers) > 1 else 'layer'} {ranges(layers)}: {old} -> {new}"
+        yield f"{prefix}{'layers' if len(layers) > 1 else 'layer'} {ranges(layers)}: {old} -> {new}"
 
 
 def _scales(

@@ -11,13 +11,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from sparvar.errors import PlanError, message
 
 SCHEMA_VERSION = 1
 POLICIES = ("dense", "cs4a", "csla")
 INDEX_MAPS = ("identity", "relative", "footprint")
+
+CALIBRATED_THRESHOLDS = ("start", "representative", "scores", "min_keep")
+"""Fields of `Thresholds` that are given together, with all the others, or not at all."""
 
 Kind = Literal["dense", "decide", "sparse"]
 K = TypeVar("K")
@@ -78,12 +81,35 @@ class CSLAScale(_Record):
 
 
 class Thresholds(_Record):
-    """Parameters of entropy-guided pruning (ToProVAR, section 3): scale depth tau, layer beta, token alphas."""
+    """Parameters of entropy-guided pruning (ToProVAR, section 4), and what calibration found with them.
+
+    ``sparvar.scale_plans.thresholds`` says what they mean. Today no pass prunes by them.
+    """
 
     tau: float | None = None
+    """Scale depth: pruning may start at the first scale whose share of low-entropy queries reaches it."""
     beta: float | None = None
+    """Layer score R = exp(-beta * (ratio - 1)), with ratio that of the two largest singular values."""
     alpha_min: float | None = None
     alpha_max: float | None = None
+    """Pruned share of tokens: alpha_min + (alpha_max - alpha_min) * q."""
+    start: int | None = None
+    """D: the first scale that prunes, as calibrated with tau; null for none."""
+    representative: int | None = None
+    """The scale whose entropy maps give the layers' scores."""
+    scores: tuple[float, ...] = ()
+    """R of each layer, 0 where a layer is kept because it is global or ambiguous; empty for none."""
+    min_keep: float | None = None
+    """Least share of tokens that a (layer, scale) keeps."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Plans written before these fields existed keep their bytes and their digest.
+        fields: dict[str, Any] = dump(self)
+        for name in CALIBRATED_THRESHOLDS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                fields.pop(name, None)
+        return fields
 
 
 class Provenance(_Record):

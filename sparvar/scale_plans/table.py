@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparvar.scale_plans.check import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import cost, kept_share
+from sparvar.scale_plans.thresholds import keep_count
 
 
 def render(plan: PlanFields, digest: str) -> str:
@@ -29,6 +30,7 @@ def render(plan: PlanFields, digest: str) -> str:
         layers = [number for number, value in enumerate(plan.layers) if value == policy]
         if layers:
             lines.append(f"{policy} layers: {ranges(layers)}")
+    lines += _thresholds(plan)
     lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
     if plan.measured:
         lines.append("measured: " + ", ".join(f"{printable(name)} {value:g}" for name, value in plan.measured.items()))
@@ -38,6 +40,24 @@ def render(plan: PlanFields, digest: str) -> str:
     if provenance.note:
         lines.append(f"note: {printable(provenance.note)}")
     return "\n".join(lines)
+
+
+def _thresholds(plan: PlanFields) -> list[str]:
+    given = plan.thresholds
+    numbers = [(name, getattr(given, name)) for name in ("tau", "beta", "alpha_min", "alpha_max", "min_keep")]
+    shown = ", ".join(f"{name} {value:g}" for name, value in numbers if value is not None)
+    if not shown:
+        return []
+    lines = [f"entropy thresholds, no pass prunes by them yet: {shown}"]
+    if given.start is not None and given.representative is not None:
+        layers = [layer for layer, score in enumerate(given.scores) if score > 0]
+        counts = [keep_count(given, plan.scales, layer, plan.tokens(plan.scales), plan.scales) for layer in layers]
+        last = f", {min(counts)} to {max(counts)} tokens kept at the last scale" if counts else ""
+        which = f"detail layers {ranges(layers)}" if layers else "no detail layer"
+        lines.append(
+            f"  from {plan.label(given.start)} on, {which} by entropy at {plan.label(given.representative)}{last}"
+        )
+    return lines
 
 
 def _sinks(plan: PlanFields) -> str:

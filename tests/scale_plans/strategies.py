@@ -54,6 +54,16 @@ def plans(draw: st.DrawFn) -> Plan:
     layers = draw(st.lists(st.sampled_from(["dense", "cs4a", "csla"]), min_size=1, max_size=12))
     tile = draw(st.tuples(st.integers(1, 32), st.integers(1, 32)))
     alphas = sorted(draw(st.lists(share, min_size=2, max_size=2)))
+    thresholds: dict[str, Any] = {"tau": draw(st.none() | share), "alpha_min": alphas[0], "alpha_max": alphas[1]}
+    if draw(st.booleans()):
+        thresholds |= {
+            "tau": draw(share),
+            "beta": draw(st.floats(0, 1e6, exclude_min=True)),
+            "start": draw(st.integers(2, scales)),
+            "representative": draw(st.integers(1, scales)),
+            "scores": draw(st.lists(share, min_size=len(layers), max_size=len(layers))),
+            "min_keep": draw(st.floats(0, 1, exclude_min=True)),
+        }
     return Plan.model_validate(
         {
             "name": draw(text),
@@ -76,7 +86,7 @@ def plans(draw: st.DrawFn) -> Plan:
             "layers": layers,
             "cs4a": cs4a,
             "csla": csla,
-            "thresholds": {"tau": draw(st.none() | share), "alpha_min": alphas[0], "alpha_max": alphas[1]},
+            "thresholds": thresholds,
             "measured": draw(st.dictionaries(text, finite, max_size=3)),
             "provenance": {"calibrated": draw(st.booleans()), "note": draw(text), "details": {"b": "2", "a": "1"}},
         }
