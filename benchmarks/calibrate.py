@@ -1,14 +1,15 @@
 """What calibration gains, keeps and costs on the shipped model.
 
-``python benchmarks/calibrate.py command`` runs the command as a user does, from empty caches: its time, its peak memory
-beside that of a dense generation, what it predicted and what held-out images said, and the paper's fixed setting and the
-shipped plan on the same images. ``python benchmarks/calibrate.py runs`` repeats the search and its confirmation on other
-images: every run draws its check and held-out images, seeds and classes, from one pool without putting any back, so
-that they are disjoint, and finds its own plan. Both write into one result file.
+``python benchmarks/calibrate.py command --folder F`` runs the command as a user does, from empty caches: its time, its
+peak memory beside that of a dense generation, what it predicted and what held-out images said, and the paper's fixed
+setting and the shipped plan on the same images. ``python benchmarks/calibrate.py runs --work W`` repeats the search and
+its confirmation on other images: every run draws its check and held-out images, seeds and classes, from one pool
+without putting any back, so that they are disjoint, and finds its own plan. Both write into one result file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -181,6 +182,11 @@ class Finished(Exception):
     """All runs are done."""
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and extremes."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
 @app.command()
 def runs(
     work: Annotated[Path, typer.Option(help="Journal; a stopped benchmark goes on with it.")],
@@ -203,7 +209,7 @@ def runs(
 
     calibration._Steps, calibration.Runner = Counted, PoolRunner  # type: ignore[misc,attr-defined]
     budget = Budget(min_psnr=min_psnr)
-    try:
+    with contextlib.suppress(Finished):
         calibration.calibrate(
             load_subject("zoo:landscape"),
             list(CLASSES),
@@ -213,12 +219,8 @@ def runs(
             resume=True,
             say=lambda text: print(time.strftime("%T"), text, flush=True),
         )
-    except Finished:
-        pass
     found = kept[0].found
-    rates = {
-        name: sum(run[name] >= min_psnr for run in found) / len(found) for name in ("held_out_db", "fresh_db")
-    }
+    rates = {name: sum(run[name] >= min_psnr for run in found) / len(found) for name in ("held_out_db", "fresh_db")}
     seconds = [run["predicted"]["seconds"] / run["held_out_seconds"] for run in found]
     off = [run["predicted"]["psnr_db"] - run["held_out_db"] for run in found]
     add(
@@ -230,8 +232,8 @@ def runs(
             "images": images,
             "met": rates,
             "plans": len({run["digest"] for run in found}),
-            "predicted_over_measured_seconds": {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)},
-            "predicted_less_measured_db": {"median": statistics.median(off), "least": min(off), "most": max(off)},
+            "predicted_over_measured_seconds": spread(seconds),
+            "predicted_less_measured_db": spread(off),
             "within_1_db": sum(abs(value) <= 1 for value in off) / len(off),
             "within_15_percent": sum(abs(value - 1) <= 0.15 for value in seconds) / len(seconds),
             "each": found,

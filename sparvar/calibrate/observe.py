@@ -22,7 +22,7 @@ from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped
 from sparvar.scale_plans import Plan
 
 Sums = dict[str, Any]
-"""Per site: ``norm`` [H], ``entropy`` [H], ``rho`` and ``calls``; ``sink`` [scales]; ``near`` (see `WindowMass`); what
+"""Per site: ``norm`` [H], ``entropy`` [H] and ``calls``; ``sink`` [scales]; ``near`` (see `WindowMass`); what
 `PruningSums` adds; and per candidate ``errors`` [H], ``kept`` (share of keys) and ``recall`` (share of softmax mass on
 the kept columns), all summed over generations."""
 
@@ -85,8 +85,6 @@ class Observer:
         found = self.sites.setdefault((site.scale, site.layer), {"errors": {}, "kept": {}, "recall": {}})
         _add(found, "norm", _energy(out))
         _add(found, "entropy", entropy.double().mean(dim=(0, 2)).tolist())
-        tokens = entropy.mean(1)  # of a token: the mean over its heads
-        _add(found, "rho", [float((tokens < tokens.mean(-1, keepdim=True)).float().mean())])
         _add(found, "calls", [1.0])
         if self.pruning is not None and self._near is not None:
             self.pruning.see(site.scale, site.layer, out, entropy, found)
@@ -113,9 +111,7 @@ class Observer:
         for first in self.space.firsts:
             wanted = max(1, round(first * self.base.keys(site.scale)))
             columns = Columns(*kernels.select_columns(sums, wanted))
-            kept = attend_columns(
-                query, key, value, columns, None, scale, self.base.grid(site.scale), self.base.tile
-            )
+            kept = attend_columns(query, key, value, columns, None, scale, self.base.grid(site.scale), self.base.tile)
             self._delta[site.layer, site.scale, first] = out - kept
 
     def _sink_mass(self, scale: int, sums: Tensor) -> list[float]:

@@ -52,7 +52,7 @@ class PruningSums:
     def see(self, scale: int, layer: int, out: Tensor, entropy: Tensor, found: dict[str, Any]) -> None:
         """Add one site of one generation to ``found``, whose values are summed over prompts.
 
-        ``rho``: [share of (row, head, query) with an entropy below their mean] (ToProVAR, Eq. 3).
+        ``rho``: [share of queries with an entropy, the mean over heads, below that of their row] (ToProVAR, Eq. 3).
         ``entropy_map``: at the representative scale, mean over rows and heads per query, h * w values in nats.
         ``prune``: share, as text, to [squared error]: the sum over rows, heads and channels of (restored - dense)^2
         when the round(share * N) queries of highest head-mean entropy, of each row (ties: the lower index), take
@@ -69,8 +69,8 @@ class PruningSums:
         Raises:
             SparvarError: there are more rows than at the scale before.
         """
-        _add(found, "rho", [float((entropy < entropy.mean()).float().mean())])
         by_query = entropy.double().mean(dim=1)  # [B, N]
+        _add(found, "rho", [float((by_query < by_query.mean(-1, keepdim=True)).float().mean())])
         if scale == self.representative:
             _add(found, "entropy_map", by_query.mean(dim=0).tolist())
         before = self._before.pop(layer, None)

@@ -17,8 +17,8 @@ import torch
 
 from sparvar.calibrate import costs as cost_tables
 from sparvar.calibrate.costs import CostTable
-from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.facts import facts
+from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.loop import Held, Loop, Trial
 from sparvar.calibrate.observe import merged
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
@@ -325,7 +325,7 @@ class _Steps:
                 assert decision is not None
                 same = [number for number in dense.took if number not in (scale, decision)]
                 drift = sum(took[number] for number in same) / sum(dense.took[number] for number in same)
-                more = {number: (took[number] / drift - dense.took[number]) / self.layers for number in (scale, decision)}
+                more = {at: (took[at] / drift - dense.took[at]) / self.layers for at in (scale, decision)}
                 site = table.cs4a(scale, kept_share(sites, scale, self.layers, name), False) - table.dense[scale]
                 gaps.append(more[scale] - site)
                 decided.setdefault(decision, []).append(more[decision])

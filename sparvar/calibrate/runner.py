@@ -191,7 +191,7 @@ class Runner:
             return {"mse": max(mse, LEAST_MSE), "seconds": seconds, "ssim": self.ssim(image, reference), "took": took}
 
         record: dict[str, Any] = self.journal.get(f"{stage}/{plan.digest}/{number}", measure)
-        if record["ssim"] is not None and LEAST_MSE < record["mse"] and record["ssim"] < 1:
+        if record["ssim"] is not None and record["mse"] > LEAST_MSE and record["ssim"] < 1:
             self._pairs.append((-10 * math.log10(record["mse"]), math.log(1 - record["ssim"])))
         return record
 

@@ -243,7 +243,7 @@ class _Search:
 
 
 def _summed(errors: Array, takes: Array) -> Array:
-    """``errors`` [J, L] over the layers that ``takes`` [L, A] names, [J, A]; infinities of other layers do not count."""
+    """``errors`` [J, L] over the layers that ``takes`` [L, A] names, [J, A]; infinities of others do not count."""
     barred = np.isinf(errors)
     total: Array = np.where(barred, 0.0, errors) @ takes
     total[(barred.astype(float) @ takes) > 0] = np.inf

@@ -92,10 +92,11 @@ class Space:
 def sink_spans(base: Plan, before: int) -> tuple[int, ...]:
     """Numbers of leading scales, below ``before`` and at least 1, that `SINK_SHARES` of the last scale's keys allow."""
     found = []
+    grids = base.keys(base.scales) - base.prefix
     for share in SINK_SHARES:
         leading = 1
         # Text tokens in front are always kept and say nothing about scales.
-        while leading + 1 < before and base.offset(leading + 2) - base.prefix <= share * base.keys(base.scales):
+        while leading + 1 < before and base.offset(leading + 2) - base.prefix <= share * grids:
             leading += 1
         found.append(min(leading, before - 1))
     return tuple(sorted(set(found)))
@@ -150,9 +151,7 @@ def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
     setting = choice.setting
     csla: dict[int, Any] = {
         target: {
-            "windows": {
-                scale: side for scale, side in space.ladders[number].items() if setting.sinks < scale <= target
-            }
+            "windows": {scale: side for scale, side in space.ladders[number].items() if setting.sinks < scale <= target}
         }
         for target, number in choice.windows
     }

@@ -10,7 +10,8 @@ import pytest
 from sparvar.calibrate.predict import names_of, preferred
 from sparvar.calibrate.solver import ScaleOptions, _Search, solve
 from sparvar.calibrate.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
-from sparvar.scale_plans import HART_1024, HART_TEXT_TOKENS, Plan, dense_plan, squares
+from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans.schedules import HART_1024, HART_TEXT_TOKENS, squares
 from tests.calibrate.test_solver import problem
 
 INFINITY = squares((1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
