@@ -16,19 +16,28 @@ from sparvar.kernels.map_columns.op import map_capacity, map_columns
 from sparvar.kernels.row_mlp.op import chunk_rows as row_mlp_rows
 from sparvar.kernels.row_mlp.op import row_mlp
 from sparvar.kernels.select_columns.op import select_columns
+from sparvar.kernels.static.arithmetic import SiteWork, Work
 from sparvar.kernels.static.cases import StaticCase, static_cases
 from sparvar.kernels.static.compiled import StaticFacts, static_compile, static_problems, static_toolchain
+from sparvar.kernels.static.roofline import GpuFit, find_gpu, gpu_fit, roofline_seconds
 from sparvar.kernels.static.targets import GPUS as STATIC_GPUS
+from sparvar.kernels.static.targets import Gpu
 
 __all__ = [
     "STATIC_GPUS",
+    "Gpu",
+    "GpuFit",
     "GpuStatus",
     "NativeStatus",
+    "SiteWork",
     "StaticCase",
     "StaticFacts",
+    "Work",
     "attention_stats",
     "column_sparse_attention",
     "column_sums",
+    "find_gpu",
+    "gpu_fit",
     "gpu_status",
     "implementation",
     "kv_adopt",
@@ -40,6 +49,7 @@ __all__ = [
     "map_capacity",
     "map_columns",
     "native_status",
+    "roofline_seconds",
     "row_mlp",
     "row_mlp_rows",
     "select_columns",

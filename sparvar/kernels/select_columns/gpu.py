@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparvar.kernels.common.launch import launch
 
-__all__ = ["KERNELS", "aot_cases", "run"]
+__all__ = ["KERNELS", "aot_cases", "configuration", "run"]
 
 # Keys a thread holds: 16 of a row that fits, 8 of a block where rows are read again at every step (its counters take
 # as many registers), 4 in the compaction. With twice as many, some targets spill.
@@ -116,7 +116,7 @@ def select_kernel(
 KERNELS = (select_kernel,)
 
 
-def _configuration(columns: int) -> tuple[dict[str, Any], int]:
+def configuration(columns: int) -> tuple[dict[str, Any], int]:
     """Return the constants of the kernel and the number of warps for rows of T = `columns`."""
     if columns > RESIDENT_COLUMNS:
         constants = {"RESIDENT": False, "BLOCK": STREAM_BLOCK, "CHUNK": STREAM_WARPS * CHUNK_PER_WARP, "REST": 0}
@@ -139,7 +139,7 @@ def run(sums: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     indices = sums.new_empty((*sums.shape[:3], kept), dtype=torch.int32)
     counts = sums.new_empty(sums.shape[:3], dtype=torch.int32)
     if rows := counts.numel():
-        constants, warps = _configuration(columns)
+        constants, warps = configuration(columns)
         launch(select_kernel, (rows,), sums, indices, counts, columns, kept, **constants, num_warps=warps)
     return indices, counts
 
@@ -149,7 +149,7 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int, str
     signature = {"sums": "*fp32", "indices": "*i32", "counts": "*i32", "columns": "i32", "kept": "i32"}
     cases = []
     for columns in (100, 2521, 4121, 6425, 40000):
-        constants, warps = _configuration(columns)
+        constants, warps = configuration(columns)
         types = signature | dict.fromkeys(constants, "constexpr")
         cases.append((select_kernel, types, constants, warps, 3, f"select_columns T={columns}"))
     return cases

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from sparvar.errors import KernelError, message
+from sparvar.kernels.static.arithmetic import ELEMENTS, step_arithmetic
 from sparvar.kernels.static.cases import LISTS, StaticCase
 from sparvar.kernels.static.targets import GPUS, TARGETS, Target
 
 __all__ = ["StaticFacts", "static_compile", "static_problems", "static_toolchain"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TILE = (8, 16)
 INTEGERS = ("indices_ptr", "counts_ptr")
 WIDE = ("lse_ptr", "entropy_ptr", "sums_ptr")
@@ -130,7 +130,7 @@ def _build(case: StaticCase) -> tuple[Any, dict[str, int]]:
     }[case.kernel]
     hip = TARGETS[case.target].backend == "hip"
     options = {"runs": True} if case.variant == "runs" else {}
-    block = module.pinned(case.head_dim, DTYPES[case.dtype], hip, **options)
+    block = module.pinned(case.head_dim, ELEMENTS[case.dtype], hip, **options)
     constants = _constants(case, block, kernel.arg_names)
     signature = {name: _type(name, case, constants) for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
@@ -190,17 +190,10 @@ def _read_amd(compiled: Any) -> dict[str, Any]:
 
 
 def _arithmetic(case: StaticCase, block: dict[str, int]) -> tuple[int, int]:
-    """Return FLOPs and bytes of one step: BN keys against BM queries."""
+    """Return FLOPs and bytes of one step; 0 for column lists."""
     if case.kernel in LISTS:
         return 0, 0
-    from sparvar.kernels.common.blocks import block_dim
-
-    operands = 1 if case.kernel == "column_sums" else 2  # products; and of K and V what is read
-    flops = operands * 2 * block["m"] * block["n"] * block_dim(case.head_dim)
-    loaded = operands * block["n"] * case.head_dim * DTYPES[case.dtype].itemsize
-    if case.kernel == "column_sparse_attention":
-        loaded += block["n"] * 4
-    return flops, loaded
+    return step_arithmetic(case.kernel, block, case.head_dim, ELEMENTS[case.dtype].itemsize)
 
 
 def _of_peak(case: StaticCase, target: Target, flops: int, loaded: int) -> dict[str, float]:

@@ -29,6 +29,11 @@ class Gpu:
     gigabytes: float
     source: str
 
+    @property
+    def hip(self) -> bool:
+        """Whether kernels take the blocks pinned for AMD."""
+        return TARGETS[self.target].backend == "hip"
+
 
 # Shared memory: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and CDNA 2 and 3 ISA
 # guides (local data share).
