@@ -27,7 +27,7 @@ from sparvar.calibrate.runner import Measured, Runner
 from sparvar.calibrate.solver import Case
 from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
 from sparvar.calibrate.subject import Subject
-from sparvar.calibrate.target import elsewhere, target_costs
+from sparvar.calibrate.target import TARGET_DTYPE, elsewhere, target_costs
 from sparvar.errors import OptionError, message
 from sparvar.kernels import Gpu, find_gpu
 from sparvar.scale_plans import Plan, Provenance, Thresholds, default_plan, find_plan
@@ -273,7 +273,7 @@ class _Steps:
             return list(elsewhere(subject.model, lambda: subject.draw(subject.model, prompt, 0), self.base.scales))
 
         flops, moved = self.runner.journal.get("elsewhere", count)
-        return target_costs(self.base, self.space, rows, gpu, torch.bfloat16, flops, moved)
+        return target_costs(self.base, self.space, rows, gpu, TARGET_DTYPE, flops, moved, self.say)
 
     def _alone(self, scale: int, budget: float, layers: Sequence[int]) -> tuple[Plan, str]:
         """A plan in which ``layers`` are sparse at one scale alone, and the name of its candidate."""

@@ -157,21 +157,28 @@ def target_costs(
                 + seconds(site.column_sums(grid, base.tile, keys, space.stride))
                 + seconds(site.select_columns(_tiles(base, scale), keys, max(1, round(0.1 * keys))))
             )
+            table.correcting[scale] = _line(site, base, scale, seconds)
         if scale == decision:
             continue
         table.mapping[scale] = seconds(_mapping(base, space, site, decision, scale))
         table.correction[scale] = seconds(site.grown_correction(base.grid(decision), grid)) + _read(
             site, base, scale, gpu
         )
-        (low, fast), (high, slow) = (
-            (share, seconds(site.column_sparse_attention(grid, base.tile, share * keys))) for share in ENDS
-        )
-        slope = (slow - fast) / (high - low)
-        table.sparse[scale] = (max(0.0, fast - slope * low), slope)
+        table.sparse[scale] = _line(site, base, scale, seconds)
     rest = Work(flops_elsewhere, bytes_elsewhere, launches=0)
     attention = sum(seconds(site.dense(base.tokens(k), base.keys(k))) for k in range(1, base.scales + 1))
     table.dense_seconds = len(base.layers) * attention + seconds(rest)
     return table
+
+
+def _line(site: SiteWork, base: Plan, scale: int, seconds: Callable[[Work], float]) -> tuple[float, float]:
+    """(seconds with no key, seconds per share of keys) of the sparse kernel."""
+    (low, fast), (high, slow) = (
+        (share, seconds(site.column_sparse_attention(base.grid(scale), base.tile, share * base.keys(scale))))
+        for share in ENDS
+    )
+    slope = (slow - fast) / (high - low)
+    return max(0.0, fast - slope * low), slope
 
 
 def _tiles(base: Plan, scale: int) -> int:
@@ -180,9 +187,10 @@ def _tiles(base: Plan, scale: int) -> int:
 
 
 def _mapping(base: Plan, space: Space, site: SiteWork, decision: int, scale: int) -> Work:
-    """Mapping as `costs.measure` times it: footprints, from the first decision scale, at the larger of its budgets."""
+    """Mapping as `costs.measure` times it: the widest sinks, from the first decision scale, at the larger budget."""
     budgets = tuple((target, SHARES[-1]) for target in range(decision + 1, base.scales + 1))
-    choice = Choice(("cs4a",) * len(base.layers), decision, "footprint", budgets=budgets)
+    setting = max(space.settings, key=lambda one: (one.sinks, one.window))
+    choice = Choice(("cs4a",) * len(base.layers), setting, decision, budgets=budgets)
     plan = plan_of(base, space, choice)
     kept = plan.source_columns(scale)
     heights, widths = zip(*plan.schedule, strict=True)
