@@ -23,7 +23,7 @@ def facts(sites: Sites, layers: int) -> list[dict[str, Any]]:
         for place, values in sums.get("near", {}).items():
             distance, side = place.split("/")
             windows.setdefault(distance, {})[side] = values[0] / calls
-        norms = sums["norm"]
+        norms = sums.get("norm_seen", [])
         found.append(
             {
                 "scale": scale,

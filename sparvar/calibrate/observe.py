@@ -22,9 +22,9 @@ from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped
 from sparvar.scale_plans import Plan
 
 Sums = dict[str, Any]
-"""Per site: ``norm`` [H], ``entropy`` [H] and ``calls``; ``sink`` [scales]; ``near`` (see `WindowMass`); what
-`PruningSums` adds; and per candidate ``errors`` [H], ``kept`` (share of keys) and ``recall`` (share of softmax mass on
-the kept columns), all summed over generations."""
+"""Per site: ``norm`` and ``norm_seen`` [H], ``entropy`` [H] and ``calls``; ``sink`` [scales]; ``near``, see
+`WindowMass`; what `PruningSums` adds; and per candidate ``errors`` [H], ``kept`` (share of keys) and ``recall`` (share
+of softmax mass on the kept columns), all summed over generations."""
 
 SIDES = (1, 3, 5, 7, 9)
 """Windows whose mass is measured."""
@@ -33,12 +33,13 @@ SIDES = (1, 3, 5, 7, 9)
 class Observer:
     """Sees dense attention and adds up, at the scales of a space, what every candidate would have lost.
 
-    Errors are squared: sum of (candidate - dense)^2 over rows, queries and channels, per head; ``norm`` is the same of
-    the dense output alone, so that their quotient is the squared relative error.
+    Errors are squared: sum of (candidate - dense)^2 over rows, the queries of a `Sample` and channels, per head;
+    ``norm_seen`` is the same of the dense output alone, so that their quotient is the squared relative error. ``norm``
+    is over all queries. ``turn``: number of the generation; others look at other queries.
     """
 
-    def __init__(self, base: Plan, space: Space, pruning: PruningSums | None = None) -> None:
-        self.base, self.space, self.pruning = base, space, pruning
+    def __init__(self, base: Plan, space: Space, pruning: PruningSums | None = None, turn: int = 0) -> None:
+        self.base, self.space, self.pruning, self.turn = base, space, pruning, turn
         # Scale 1 may come with the prefix; its one or few queries have nothing to tell.
         self.scales = tuple(range(2 if pruning is not None else min(space.decisions), base.scales + 1))
         self.rows = 0
@@ -92,8 +93,12 @@ class Observer:
             if site.scale >= self.space.first:
                 self._near.see(site.scale, sums, found)
         if self.space.measured(site.scale):
-            self._mapped(site, (query, key, value, scale), out, sums, found)
-            self._local(site, (query, key, value, scale), out, sums, found)
+            seen = Sample(self.base.grid(site.scale), self.base.tile, self.turn + site.layer)
+            operands = (seen.queries(query), key, value, scale)
+            dense, mass = seen.queries(out), seen.tiles(sums)
+            _add(found, "norm_seen", _energy(dense))
+            self._mapped(site, seen, operands, dense, mass, found)
+            self._local(site, seen, operands, dense, mass, found)
         if site.scale in self.space.decisions:
             self._decided(site, (query, key, value, scale), out, sums)
         if site.scale == self.base.scales:
@@ -122,10 +127,15 @@ class Observer:
         return [float(mass[end - 1]) for end in ends]
 
     def _mapped(
-        self, site: SiteContext, operands: tuple[Tensor, Tensor, Tensor, float], out: Tensor, sums: Tensor, found: Sums
+        self,
+        site: SiteContext,
+        seen: Sample,
+        operands: tuple[Tensor, Tensor, Tensor, float],
+        out: Tensor,
+        sums: Tensor,
+        found: Sums,
     ) -> None:
         query, key, value, scale = operands
-        grid = self.base.grid(site.scale)
         for decision in self.space.decisions:
             if decision >= site.scale:
                 continue
@@ -139,8 +149,8 @@ class Observer:
                         chosen[wanted] = Columns(*kernels.select_columns(self._sums[site.layer, decision], wanted))
                     context = SiteContext(_shadow(plan), site.layer, site.scale)
                     context.session.columns[site.layer, wanted] = chosen[wanted]
-                    columns = mapped_columns(context, query.shape[0])
-                    sparse = attend_columns(query, key, value, columns, None, scale, grid, plan.tile)
+                    columns = seen.columns(mapped_columns(context, query.shape[0]))
+                    sparse = attend_columns(query, key, value, columns, None, scale, seen.grid, plan.tile)
                     _candidate(found, cs4a_key(decision, setting, budget, None), sparse, out, columns, sums)
                     for first in self.space.firsts:
                         if site.scale == decision + 1 and first != budget:
@@ -149,17 +159,23 @@ class Observer:
                             context.session.delta[site.layer] = self._delta[site.layer, decision, first]
                             delta = upsampled_delta(context, query.shape[0])
                             assert delta is not None
-                            grown[first] = delta
+                            grown[first] = seen.queries(delta) - out
                         name = cs4a_key(decision, setting, budget, first)
-                        _add(found["errors"], name, _energy(sparse + grown[first] - out))
+                        _add(found["errors"], name, _energy(sparse + grown[first]))
 
     def _local(
-        self, site: SiteContext, operands: tuple[Tensor, Tensor, Tensor, float], out: Tensor, sums: Tensor, found: Sums
+        self,
+        site: SiteContext,
+        seen: Sample,
+        operands: tuple[Tensor, Tensor, Tensor, float],
+        out: Tensor,
+        sums: Tensor,
+        found: Sums,
     ) -> None:
         query, key, value, scale = operands
         for pair, plan in self._csla.items():
-            columns = local_columns(plan, site.scale, query.device, self._lists[pair])
-            sparse = attend_columns(query, key, value, columns, None, scale, self.base.grid(site.scale), plan.tile)
+            columns = seen.columns(local_columns(plan, site.scale, query.device, self._lists[pair]))
+            sparse = attend_columns(query, key, value, columns, None, scale, seen.grid, plan.tile)
             _candidate(found, csla_key(*pair), sparse, out, columns, sums)
 
 
@@ -167,6 +183,36 @@ def _candidate(found: Sums, name: str, sparse: Tensor, out: Tensor, columns: Col
     _add(found["errors"], name, _energy(sparse - out))
     _add(found["kept"], name, [float(columns.counts.double().mean()) / sums.shape[-1]])
     _add(found["recall"], name, [float(mass_on(columns, sums).mean())])
+
+
+class Sample:
+    """Some rows of query tiles, on which candidates are run: every second or third, others at every turn.
+
+    Errors are sums over queries, so that a share of them estimates the rest; rows, since pictures differ from top to
+    bottom more than from left to right.
+    """
+
+    def __init__(self, grid: tuple[int, int], tile: tuple[int, int], turn: int) -> None:
+        (height, width), (tile_h, tile_w) = grid, tile
+        rows = -(-height // tile_h)
+        step = max(1, min(3, rows // 2))
+        self._shape, self._tiles = grid, (rows, -(-width // tile_w))
+        self._kept = list(range(turn % step, rows, step))
+        self._lines = [y for row in self._kept for y in range(row * tile_h, min((row + 1) * tile_h, height))]
+        self.grid = len(self._lines), width
+        """(h, w) of the sample; a row of tiles that the border cuts is its last."""
+
+    def queries(self, tensor: Tensor) -> Tensor:
+        """Of [B, H, N, D], the sampled queries."""
+        return tensor.unflatten(2, self._shape)[:, :, self._lines].flatten(2, 3)
+
+    def tiles(self, tensor: Tensor) -> Tensor:
+        """Of [B, H, G, ...], the sampled tiles."""
+        return tensor.unflatten(2, self._tiles)[:, :, self._kept].flatten(2, 3)
+
+    def columns(self, columns: Columns) -> Columns:
+        """The lists of the sampled tiles."""
+        return Columns(self.tiles(columns.indices), self.tiles(columns.counts))
 
 
 class WindowMass:

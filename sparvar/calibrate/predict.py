@@ -52,7 +52,7 @@ class Tag:
 def relative_errors(sites: Sites, scale: int, layers: int, candidate: str) -> list[float]:
     """Squared relative output error of a candidate per layer: sums over heads, rows, queries and prompts."""
     return [
-        sum(sites[scale, layer]["errors"][candidate]) / max(sum(sites[scale, layer]["norm"]), 1e-30)
+        sum(sites[scale, layer]["errors"][candidate]) / max(sum(sites[scale, layer]["norm_seen"]), 1e-30)
         for layer in range(layers)
     ]
 

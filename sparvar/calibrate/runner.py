@@ -157,7 +157,7 @@ class Runner:
             attachment = attachment_of(self.subject.model)
             assert attachment is not None
             pruning = PruningSums(self.base, representative_scale(self.base)) if full else None
-            observer = attachment.observer = Observer(self.base, space, pruning)
+            observer = attachment.observer = Observer(self.base, space, pruning, number)
             try:
                 self._draw(stage, number)
             finally:

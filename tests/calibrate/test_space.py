@@ -69,7 +69,7 @@ def test_a_setting_that_only_keeps_more_keys_is_not_preferred() -> None:
     base = base_of()
     good, bad, wide = Setting("footprint", 4, 0), Setting("identity", 4, 0), Setting("relative", 6, 0)
     space = dataclasses.replace(default_space(base).screening(13), settings=(good, bad, wide))
-    sums = {"errors": {}, "kept": {}, "recall": {}, "norm": [1.0, 1.0], "calls": [1.0]}
+    sums = {"errors": {}, "kept": {}, "recall": {}, "norm_seen": [1.0, 1.0], "calls": [1.0]}
     for setting, factor, more in ((good, 1.0, 1.0), (bad, 3.0, 1.0), (wide, 1.0, 1.5)):
         for budget in space.budgets:
             name = cs4a_key(10, setting, budget, None)
