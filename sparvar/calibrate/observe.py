@@ -95,7 +95,7 @@ class Observer:
         if self.space.measured(site.scale):
             seen = Sample(self.base.grid(site.scale), self.base.tile, self.turn + site.layer)
             operands = (seen.queries(query), key, value, scale)
-            dense, mass = seen.queries(out), seen.tiles(sums)
+            dense, mass = seen.queries(out), seen.tiles(sums / sums.sum(-1, keepdim=True))
             _add(found, "norm_seen", _energy(dense))
             self._mapped(site, seen, operands, dense, mass, found)
             self._local(site, seen, operands, dense, mass, found)
@@ -132,7 +132,7 @@ class Observer:
         seen: Sample,
         operands: tuple[Tensor, Tensor, Tensor, float],
         out: Tensor,
-        sums: Tensor,
+        mass: Tensor,
         found: Sums,
     ) -> None:
         query, key, value, scale = operands
@@ -151,7 +151,7 @@ class Observer:
                     context.session.columns[site.layer, wanted] = chosen[wanted]
                     columns = seen.columns(mapped_columns(context, query.shape[0]))
                     sparse = attend_columns(query, key, value, columns, None, scale, seen.grid, plan.tile)
-                    _candidate(found, cs4a_key(decision, setting, budget, None), sparse, out, columns, sums)
+                    _candidate(found, cs4a_key(decision, setting, budget, None), sparse, out, columns, mass)
                     for first in self.space.firsts:
                         if site.scale == decision + 1 and first != budget:
                             continue  # the correction is made with the first sparse scale's own budget
@@ -169,20 +169,20 @@ class Observer:
         seen: Sample,
         operands: tuple[Tensor, Tensor, Tensor, float],
         out: Tensor,
-        sums: Tensor,
+        mass: Tensor,
         found: Sums,
     ) -> None:
         query, key, value, scale = operands
         for pair, plan in self._csla.items():
             columns = seen.columns(local_columns(plan, site.scale, query.device, self._lists[pair]))
             sparse = attend_columns(query, key, value, columns, None, scale, seen.grid, plan.tile)
-            _candidate(found, csla_key(*pair), sparse, out, columns, sums)
+            _candidate(found, csla_key(*pair), sparse, out, columns, mass)
 
 
-def _candidate(found: Sums, name: str, sparse: Tensor, out: Tensor, columns: Columns, sums: Tensor) -> None:
+def _candidate(found: Sums, name: str, sparse: Tensor, out: Tensor, columns: Columns, mass: Tensor) -> None:
     _add(found["errors"], name, _energy(sparse - out))
-    _add(found["kept"], name, [float(columns.counts.double().mean()) / sums.shape[-1]])
-    _add(found["recall"], name, [float(mass_on(columns, sums).mean())])
+    _add(found["kept"], name, [float(columns.counts.double().mean()) / mass.shape[-1]])
+    _add(found["recall"], name, [float(mass_on(columns, mass).mean())])
 
 
 class Sample:
@@ -238,24 +238,22 @@ class WindowMass:
     def see(self, scale: int, sums: Tensor, found: Sums) -> None:
         """Add ``near``: ``distance/side`` to the share, for distances 0..scale - 1; the prefix is not counted."""
         near = found.setdefault("near", {})
-        total = sums.sum(-1)
-        before = sums[..., : self.base.prefix].sum(-1)
+        mass = sums / sums.sum(-1, keepdim=True)
+        before = mass[..., : self.base.prefix].sum(-1)
         for source in range(1, scale + 1):
             for side in SIDES:
                 if side > 2 * max(self.base.grid(source)) - 1:
                     continue
                 columns = self._columns(scale, source, side, sums.device)
-                share = mass_on(columns, sums, total, before)
-                _add(near, f"{scale - source}/{side}", [float(share.mean())])
+                _add(near, f"{scale - source}/{side}", [float((mass_on(columns, mass) - before).mean())])
 
 
-def mass_on(columns: Columns, sums: Tensor, total: Tensor | None = None, less: Tensor | None = None) -> Tensor:
-    """Share of column sums [B, H, G, T] that lies on the columns of each tile, [B, H, G]."""
+def mass_on(columns: Columns, mass: Tensor) -> Tensor:
+    """Softmax mass [B, H, G, T] that lies on the columns of each tile, [B, H, G]."""
     width = columns.indices.shape[-1]
-    inside = torch.arange(width, device=sums.device) < columns.counts.unsqueeze(-1)
-    at = columns.indices.long().clamp(0, sums.shape[-1] - 1).expand(*sums.shape[:-1], width)
-    mass = torch.where(inside, sums.gather(-1, at), sums.new_zeros(())).sum(-1)
-    return (mass if less is None else mass - less) / (sums.sum(-1) if total is None else total)
+    inside = torch.arange(width, device=mass.device) < columns.counts.unsqueeze(-1)
+    at = columns.indices.long().expand(*mass.shape[:-1], width)
+    return mass.gather(-1, at).mul_(inside).sum(-1)
 
 
 def _shadow(plan: Plan) -> Session:

@@ -17,6 +17,7 @@ import torch
 
 from sparvar.calibrate import costs as cost_tables
 from sparvar.calibrate.costs import CostTable
+from sparvar.calibrate.decisions import decisions_record
 from sparvar.calibrate.facts import facts
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.loop import Held, Loop, Trial
@@ -219,6 +220,7 @@ class _Steps:
             "front": loop.front(),
             "others": {name: found.as_dict() for name, found in others.items()},
             "screened": scores,
+            "decisions": decisions_record(plan),
             "pruning": pruning,
             "costs": table.as_dict(),
             "costs_cached": cached,

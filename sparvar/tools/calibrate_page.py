@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import importlib.util
-import io
-from collections.abc import Callable
 from typing import Any
 
 import sparvar
 from sparvar.errors import OptionError, message
+from sparvar.tools import calibrate_maps as maps
+from sparvar.tools import calibrate_plots as plots
+from sparvar.tools.calibrate_facts import EQUAL_DB, decibels, numbers, plural, seconds
+from sparvar.tools.calibrate_figure import INK, LINE, SOFT, WIDTH, Section, png
 
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .9rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}pre{background:#f5f5f5;padding:1rem;overflow:auto}"""
+STYLE = f"""
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: {INK};
+  background: #fff; }}
+h1 {{ font-size: 28px; line-height: 1.2; margin: 0 0 1rem; }}
+h2 {{ font-size: 20px; margin: 2.5rem 0 .3rem; }}
+p {{ margin: 0 0 .8rem; }}
+.fine {{ color: {SOFT}; font-size: 14px; }}
+.lead {{ background: #f6f7f9; border-left: 4px solid {INK}; padding: .6rem 1rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; width: 100%; font-variant-numeric: tabular-nums; }}
+td, th {{ padding: .35rem .8rem; border-bottom: 1px solid {LINE}; text-align: right; }}
+td:first-child, th:first-child {{ text-align: left; }}
+tr.main td {{ font-weight: 600; background: #f6f7f9; }}
+ul {{ margin: 0 0 .8rem; padding-left: 1.2rem; }}
+img {{ display: block; max-width: 100%; height: auto; }}
+pre {{ background: #f6f7f9; padding: 1rem; overflow: auto; font-size: 13px; }}
+"""
+
+SECTIONS = (
+    plots.front,
+    maps.assignment,
+    maps.decisions,
+    plots.curves,
+    plots.scales,
+    plots.layers,
+    maps.entropy_maps,
+    plots.sinks,
+    plots.pruning_curve,
+)
+"""What the page shows below its summary, from the result to its reasons."""
 
 
 def require_plots() -> None:
@@ -26,140 +53,156 @@ def require_plots() -> None:
 
 
 def page(plan: sparvar.Plan, report: dict[str, Any]) -> str:
-    """The page as HTML that needs no other file."""
-    held, predicted = report["held_out"], report["predicted"]
-    rows = [
-        ("predicted before the check", predicted["psnr_db"], predicted["seconds"]),
-        ("measured on held-out images", held["psnr_db_mean"], held["seconds_median"]),
-        *((f"{name} plan", other["psnr_db_mean"], other["seconds_median"]) for name, other in report["others"].items()),
-    ]
-    body = "".join(f"<tr><td>{name}</td><td>{psnr:.2f}</td><td>{took:.3f}</td></tr>" for name, psnr, took in rows)
-    asked = ", ".join(f"{name} {value:g}" for name, value in report["budget"].items() if value is not None)
-    figures = [
-        ("Time against PSNR", "Each point is a plan; the line is what the solver predicts at best.", _front),
-        (
-            "Output error against kept keys, by layer",
-            "At the last scale, with the index map and decision scale of the plan; mean over heads and prompts.",
-            _errors,
-        ),
-        ("Recall against kept keys, by layer", "Share of the softmax mass that lies on the kept columns.", _recall),
-        (
-            "Layers and scales",
-            "Entropy of attention in nats, and relative error of what the plan runs there; blank where it is dense.",
-            _map,
-        ),
-    ]
-    parts = "".join(
-        f"<h2>{title}</h2><p>{text}</p><img alt='{title}' src='data:image/png;base64,{_image(draw, plan, report)}'>"
-        for title, text, draw in figures
-    )
+    """The page as HTML that needs no other file. Sections whose facts the report lacks say so and draw nothing."""
+    title = f"Calibration of {_escape(plan.name)}"
+    parts = "\n".join(_section(make(plan, report)) for make in SECTIONS)
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Calibration of {html.escape(plan.name)}</title>"
-        f"<style>{STYLE}</style><h1>Calibration of {html.escape(plan.name)}</h1>"
-        f"<p>Asked for: {html.escape(asked)}. Found: {html.escape(plan.provenance.note)}. Dense takes"
-        f" {report['costs']['dense_seconds']:.2f} s an image.</p>"
-        f"<table><tr><th></th><th>PSNR (dB)</th><th>seconds</th></tr>{body}</table>"
-        f"{parts}<h2>The plan</h2><pre>{html.escape(str(plan))}</pre></html>"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n{_summary(plan, report)}\n{parts}\n"
+        f"<section><h2>The plan</h2><pre>{_escape(plan)}</pre></section>\n</body></html>\n"
     )
 
 
-def _image(
-    draw: Callable[[Any, sparvar.Plan, dict[str, Any]], None], plan: sparvar.Plan, report: dict[str, Any]
-) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(8, 4.4), dpi=110)
-    try:
-        draw(figure, plan, report)
-        figure.tight_layout()
-        data = io.BytesIO()
-        figure.savefig(data, format="png")
-    finally:
-        plt.close(figure)
-    return base64.b64encode(data.getvalue()).decode()
+def _escape(text: object) -> str:
+    return html.escape(str(text))
 
 
-def _front(figure: Any, plan: sparvar.Plan, report: dict[str, Any]) -> None:
-    axes = figure.add_subplot()
-    front = report["front"]
-    axes.plot([p["seconds"] for p in front], [p["psnr_db"] for p in front], color="#888", label="predicted front")
-    for number, trial in enumerate(report["trials"]):
-        found = trial["measured"]
-        label = "plans tried" if number == 0 else None
-        axes.scatter(found["seconds_median"], found["psnr_db_mean"], color="#2a6f97", s=30, label=label)
-    marks = {"paper": ("#e07a5f", "paper's fixed setting"), "shipped": ("#6a994e", "shipped plan")}
-    for name, other in report["others"].items():
-        colour, label = marks[name]
-        axes.scatter(other["seconds_median"], other["psnr_db_mean"], color=colour, s=55, label=label)
-    held = report["held_out"]
-    place = held["seconds_median"], min(held["psnr_db_mean"], 60.0)
-    axes.scatter(*place, marker="*", s=170, color="black", label="chosen, held-out images")
-    least = report["budget"]["min_psnr"]
-    if least is not None:
-        axes.axhline(least, color="#c33", linestyle="--", linewidth=1, label="budget")
-    axes.set(xlabel="seconds an image", ylabel="PSNR against dense (dB)")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
+def _section(section: Section) -> str:
+    image = ""
+    if section.draw is not None:
+        size = f'width="{WIDTH * 100:.0f}" height="{section.height * 100:.0f}"'
+        image = f'<img alt="{_escape(section.alt)}" {size} src="data:image/png;base64,{png(section)}">'
+    return f"<section><h2>{_escape(section.title)}</h2><p>{_escape(section.text)}</p>{image}</section>"
 
 
-def _curves(axes: Any, plan: sparvar.Plan, report: dict[str, Any], what: str) -> None:
-    last = [site for site in report["sites"] if site["scale"] == plan.scales]
-    decisions = {name.split("/")[1] for site in last for name in site["kept"] if name.startswith("cs4a")}
-    decision = str(plan.decision_scale) if str(plan.decision_scale) in decisions else sorted(decisions, key=int)[0]
-    for site in last:
-        names = [name for name in site["kept"] if name.startswith(f"cs4a/{decision}/{plan.index_map}/")]
-        points = sorted((100 * site["kept"][name], site[what][name]) for name in names)
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", ms=3, label=f"layer {site['layer']}")
-    axes.set(xlabel=f"keys kept (%), decided at scale {decision}, {plan.index_map} map", ylabel=what.replace("_", " "))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, ncol=2)
+def _asked(budget: dict[str, Any]) -> str:
+    words = {
+        "min_psnr": "a mean PSNR of at least {:g} dB",
+        "min_ssim": "a mean SSIM of at least {:g}",
+        "max_seconds": "at most {:g} s an image",
+        "max_error": "a relative error of attention of at most {:g}",
+    }
+    known = [text.format(budget[name]) for name, text in words.items() if budget.get(name) is not None]
+    return ", ".join(known) or "nothing"
 
 
-def _errors(figure: Any, plan: sparvar.Plan, report: dict[str, Any]) -> None:
-    _curves(figure.add_subplot(), plan, report, "relative_error")
+def _summary(plan: sparvar.Plan, report: dict[str, Any]) -> str:
+    target, notes = report.get("target"), []
+    if target:
+        notes.append(
+            f"Seconds are a roofline for {target}: what its arithmetic and memory bandwidth allow, computed and not"
+            " measured."
+        )
+    notes += [f"Pruning: {note}." for note in (report.get("pruning") or {}).get("notes") or ()]
+    took = report.get("calibration_seconds")
+    if took is not None:
+        machine = report.get("machine") or {}
+        tool = f"sparvar {machine.get('sparvar', '')}, torch {machine.get('torch', '')}"
+        notes.append(f"Calibration took {took / 60:.1f} minutes on {machine.get('device') or 'this machine'}; {tool}.")
+    fine = "".join(f'<p class="fine">{_escape(note)}</p>' for note in notes)
+    story = "".join(f"<li>{_escape(text)}</li>" for text in _story(plan, report))
+    lead = f"Asked for: {_asked(report['budget'])}. Found: {_found(plan, report)}"
+    return f'<p class="lead">{_escape(lead)}</p>{_table(report)}<ul>{story}</ul>{fine}'
 
 
-def _recall(figure: Any, plan: sparvar.Plan, report: dict[str, Any]) -> None:
-    _curves(figure.add_subplot(), plan, report, "recall")
+def _found(plan: sparvar.Plan, report: dict[str, Any]) -> str:
+    """What new images gave, and what they miss of the budget."""
+    held, budget, dense = report["held_out"], report["budget"], report["costs"]["dense_seconds"]
+    psnr, took = held.get("psnr_db_mean"), held.get("seconds_median")
+    missed = [
+        name
+        for name, limit, value, sign in (
+            ("PSNR", budget.get("min_psnr"), psnr, 1),
+            ("SSIM", budget.get("min_ssim"), held.get("ssim_mean"), 1),
+            ("seconds", budget.get("max_seconds"), took, -1),
+        )
+        if limit is not None and value is not None and sign * value < sign * limit
+    ]
+    if plan.planned_sites() == 0:
+        text = "no sparse plan that meets it, so the plan is all dense."
+    elif psnr is None or took is None:
+        text = f"{plan.provenance.note or plan.name}."
+    else:
+        quality = "images equal to dense ones" if psnr >= EQUAL_DB else f"{psnr:.2f} dB"
+        time = f"{seconds(took)} s, where dense takes {seconds(dense)} s"
+        text = f"{quality} on images that calibration had not seen, in {time}."
+    return f"{text} It misses the {' and '.join(missed)} asked for." if missed else text
 
 
-def _used(plan: sparvar.Plan, site: dict[str, Any], ladders: int) -> float | None:
-    """Relative error of the candidate that the plan runs at a site, or None where it is dense there."""
-    scale, layer = site["scale"], site["layer"]
-    if plan.kind(scale, layer) != "sparse":
-        return None
-    if plan.layers[layer] == "csla":
-        share = plan.kept_share(scale, "csla")
-        near = [f"csla/{number}" for number in range(ladders)]
-        # Ladders differ in their share of keys, and the plan keeps exactly that of one.
-        name = min(near, key=lambda one: abs(site["kept"][one] - (share or 0.0)))
-        return float(site["relative_error"][name])
-    budget = plan.cs4a[scale].budget
-    first = plan.cs4a[min(plan.cs4a)].budget
-    ending = f"{first:g}" if plan.output_correction else "-"
-    return float(site["relative_error"][f"cs4a/{plan.decision_scale}/{plan.index_map}/{budget:g}/{ending}"])
+def _table(report: dict[str, Any]) -> str:
+    held, predicted, dense = report["held_out"], report["predicted"], report["costs"]["dense_seconds"]
+    of_predicted = {"psnr_db_mean": predicted.get("psnr_db"), "seconds_median": predicted.get("seconds")}
+    lines = [("predicted before the check", of_predicted)]
+    if report.get("checked"):
+        lines.append(("measured, images of the check", report["checked"]))
+    lines.append(("measured, new images", held))
+    names = {"paper": "the paper's fixed setting", "shipped": "the shipped plan"}
+    lines += [(names.get(name, f"{name} plan"), other) for name, other in (report.get("others") or {}).items()]
+    similar = any("ssim_mean" in found for _, found in lines)
+    seconds_head = "seconds, roofline" if report.get("target") else "seconds"
+    head = ["", "PSNR (dB)", *(["SSIM"] if similar else []), seconds_head, "time saved"]
+    rows = [_row("th", head)]
+    for name, found in lines:
+        took = found.get("seconds_median")
+        ssim = found.get("ssim_mean")
+        saved = f"{100 * (1 - took / dense):.0f} %" if took is not None and dense else ""
+        middle = [f"{ssim:.3f}" if ssim is not None else ""] if similar else []
+        cells = [name, decibels(found.get("psnr_db_mean")), *middle, seconds(took), saved]
+        rows.append(_row("td", cells, found is held))
+    rows.append(_row("td", ["dense", "reference", *([""] if similar else []), seconds(dense), ""]))
+    return f"<table>{''.join(rows)}</table>"
 
 
-def _map(figure: Any, plan: sparvar.Plan, report: dict[str, Any]) -> None:
-    scales = sorted({site["scale"] for site in report["sites"]})
-    layers = len(plan.layers)
-    ladders = sum(name.startswith("csla/") for name in report["sites"][-1]["kept"])
-    entropy = [[0.0] * len(scales) for _ in range(layers)]
-    errors: list[list[float]] = [[float("nan")] * len(scales) for _ in range(layers)]
-    for site in report["sites"]:
-        at = scales.index(site["scale"])
-        entropy[site["layer"]][at] = sum(site["entropy"]) / len(site["entropy"])
-        used = _used(plan, site, ladders)
-        errors[site["layer"]][at] = float("nan") if used is None else used
-    for number, (title, values, colours) in enumerate(
-        (("entropy (nats)", entropy, "viridis"), ("relative error of the plan", errors, "magma_r")), start=1
-    ):
-        axes = figure.add_subplot(1, 2, number)
-        drawn = axes.imshow(values, aspect="auto", cmap=colours)
-        axes.set(title=title, xlabel="scale", ylabel="layer")
-        axes.set_yticks(range(layers))
-        axes.set_xticks(range(len(scales)), [str(scale) for scale in scales])
-        figure.colorbar(drawn, ax=axes)
+def _row(cell: str, texts: list[str], main: bool = False) -> str:
+    inner = "".join(f"<{cell}>{_escape(text)}</{cell}>" for text in texts)
+    return f'<tr class="main">{inner}</tr>' if main else f"<tr>{inner}</tr>"
+
+
+def _layers(plan: sparvar.Plan, policy: str) -> str:
+    found = [layer for layer, name in enumerate(plan.layers) if name == policy]
+    if len(found) == len(plan.layers):
+        return "All layers"
+    return f"{'Layer' if len(found) == 1 else 'Layers'} {numbers(found)}"
+
+
+def _story(plan: sparvar.Plan, report: dict[str, Any]) -> list[str]:
+    """What the plan does, in words."""
+    nearest = report.get("nearest")
+    if plan.planned_sites() == 0:
+        why = f"The plan is all dense: {plan.provenance.note or 'no sparse plan met what was asked'}."
+        why = why.replace("all dense: all dense: ", "all dense: ")
+        return [why, f"Nearest: {nearest}."] if nearest else [why]
+    mapped, local = "cs4a" in plan.layers, "csla" in plan.layers
+    sites = plan.scales * len(plan.layers)
+    kinds = [plan.kind(scale, layer) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers))]
+    story = [
+        f"{kinds.count('sparse')} of {sites} sites (one for each layer and scale) are sparse; attention keeps about"
+        f" {100 * plan.cost():.0f} % of the dense multiply-adds."
+    ]
+    if "dense" in plan.layers:
+        story.append(f"{_layers(plan, 'dense')}: dense at every scale.")
+    if mapped:
+        shares = [f"{100 * entry.budget:.3g} % at scale {scale}" for scale, entry in plan.cs4a.items()]
+        added = "is added" if plan.output_correction else "is not used"
+        story.append(
+            f"{_layers(plan, 'cs4a')} (cs4a): at {plan.label(plan.decision_scale or 0)} they choose the keys that"
+            f" matter, and later read those alone, carried over by the {plan.index_map} map: {', '.join(shares)}."
+            f" The output correction {added}."
+        )
+    if local:
+        last = max(plan.csla)
+        windows = plan.csla[last].windows
+        sides = f"sides {', '.join(map(str, windows.values()))} at scales {numbers(windows)}" if windows else "none"
+        scales = list(plan.csla)
+        story.append(
+            f"{_layers(plan, 'csla')} (csla): at {'scale' if len(scales) == 1 else 'scales'} {numbers(scales)} they"
+            f" read windows around the query's place; at scale {last}: {sides}."
+        )
+    prefix = f"the prefix of {plan.prefix} tokens and " if plan.prefix else ""
+    leading = f"the first {plural(plan.sink_scales, 'scale')}" if plan.sink_scales != 1 else "the first scale"
+    if plan.sinks:
+        story.append(f"Every sparse site also reads the sinks, {prefix}{leading}: {plural(plan.sinks, 'token')}.")
+    if nearest:
+        story.append(f"Nearest: {nearest}.")
+    return story

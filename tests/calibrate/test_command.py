@@ -74,7 +74,9 @@ def test_writes_a_plan_and_the_reasons(folder: Path) -> None:
     assert set(found["pruning"]["rho"]) == {"2", "3", "4", "5", "6"}
     assert len(found["pruning"]["ratio"]) == 3
     text = (folder / "calibration.html").read_text()
-    assert text.count("data:image/png;base64,") >= 6
+    assert text.count("data:image/png;base64,") == (7 if found["all_dense"] else 9)
+    assert found["all_dense"] or found["decisions"]["nodes"]
+    assert found["decisions"]["problems"] == []
 
 
 def test_the_same_seed_and_cost_table_give_the_same_plan(folder: Path) -> None:

@@ -1,0 +1,281 @@
+"""Figures of `calibration.html` that are maps: entropy in the image, layers by scales, and the graph of decisions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sparvar.scale_plans import Plan
+from sparvar.tools.calibrate_facts import late_scales, mean, numbers, own_candidate
+from sparvar.tools.calibrate_figure import (
+    AMOUNT,
+    CLASSES,
+    INK,
+    KINDS,
+    LOSS,
+    ON_KIND,
+    SOFT,
+    Report,
+    Section,
+    bare,
+    grid_of_scales,
+    layer_ticks,
+)
+
+MOST_MAPS = 12
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of 0..count-1, the first and the last among them, evenly spread."""
+    if count <= most:
+        return list(range(count))
+    return [round(number * (count - 1) / (most - 1)) for number in range(most)]
+
+
+def entropy_maps(plan: Plan, report: Report) -> Section:
+    """Entropy of every query at its place, for some layers."""
+    title = "Entropy over the image"
+    pruning = report.get("pruning") or {}
+    maps, classes = pruning.get("entropy_maps"), pruning.get("classes") or []
+    if not maps:
+        return Section(title, "Entropy maps were not taken.")
+    shown = evenly(len(maps), MOST_MAPS)
+    across = min(6, len(shown))
+    down = math.ceil(len(shown) / across)
+
+    def draw(figure: Any) -> None:
+        values = [value for layer in shown for row in maps[layer] for value in row]
+        low, high = min(values), max(values)
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        drawn = None
+        for axes, layer in zip(panels, shown, strict=False):
+            drawn = axes.imshow(maps[layer], cmap=AMOUNT, vmin=low, vmax=high)
+            name = classes[layer] if layer < len(classes) else ""
+            axes.set_title(f"{layer} {name}".rstrip(), color=INK if name == "ambiguous" else CLASSES.get(name, INK))
+            axes.set_xticks([])
+            axes.set_yticks([])
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        bar = figure.colorbar(drawn, ax=list(panels), label="entropy (nats)", pad=0.01, aspect=30)
+        bar.outline.set_visible(False)
+
+    text = f"Mean over heads at scale {pruning.get('representative')}, with the layer's number and class"
+    text += f"; {len(shown)} of {len(maps)} layers." if len(shown) < len(maps) else "."
+    return Section(title, text, f"Entropy maps of layers {numbers(shown)}.", draw, 0.25 + 1.65 * down)
+
+
+def _cell(plan: Plan, scale: int, layer: int) -> tuple[str, str]:
+    """(key of the colour, text) of a site."""
+    kind = plan.kind(scale, layer)
+    if kind != "sparse":
+        return kind, ""
+    if plan.layers[layer] == "cs4a":
+        return "cs4a", f"{100 * plan.cs4a[scale].budget:.3g}%"
+    side = plan.csla[scale].windows.get(scale)
+    return "csla", f"w{side}" if side else "sinks"
+
+
+def assignment(plan: Plan, report: Report) -> Section:
+    """What runs at every layer and scale, and what it loses there."""
+    title = "What runs where, and what it loses there"
+    layers, scales = len(plan.layers), list(range(1, plan.scales + 1))
+    sparse = sorted({k for k in scales for layer in range(layers) if plan.kind(k, layer) == "sparse"})
+    if not sparse:
+        return Section(title, "Every layer is dense at every scale, and loses nothing.")
+    shown = [k for k in late_scales(report) if k in sparse]
+    errors: dict[tuple[int, int], float] = {}
+    for site in report.get("sites") or ():
+        own = own_candidate(plan, site) if site["scale"] in shown else None
+        if own is not None:
+            errors[site["layer"], site["scale"]] = 100 * site["relative_error"][own]
+    unknown = sum(plan.kind(k, layer) == "sparse" for k in scales for layer in range(layers)) - len(errors)
+
+    def draw(figure: Any) -> None:
+        from matplotlib.colors import ListedColormap
+        from matplotlib.patches import Patch
+
+        wide = [len(scales), 1.15 * max(3, len(shown))] if errors else [1]
+        panels = figure.subplots(1, len(wide), width_ratios=wide, squeeze=False)[0]
+        names = list(KINDS)
+        cells = [[_cell(plan, scale, layer) for scale in scales] for layer in range(layers)]
+        axes = panels[0]
+        axes.imshow(
+            [[names.index(kind) for kind, _ in row] for row in cells],
+            aspect="auto",
+            cmap=ListedColormap(list(KINDS.values())),
+            vmin=-0.5,
+            vmax=len(names) - 0.5,
+        )
+        for layer, row in enumerate(cells):
+            for at, (kind, text) in enumerate(row):
+                axes.text(at, layer, text, ha="center", va="center", color=ON_KIND[kind])
+        axes.set_title("Assignment")
+        _frame(axes, scales, layers)
+        used = {kind for row in cells for kind, _ in row}
+        figure.legend(
+            handles=[Patch(color=KINDS[name], label=name) for name in names if name in used],
+            loc="outside lower center",
+            ncols=4,
+        )
+        if errors:
+            _losses(panels[1], errors, shown, layers)
+
+    text = "Dense sites attend to every key."
+    if "cs4a" in plan.layers:
+        text += " Deciding sites do so too, and choose columns. cs4a: the share of keys that mapped columns keep."
+    if "csla" in plan.layers:
+        text += " csla: the side of the window at the scale itself; earlier scales have windows of their own."
+    windows = [f"{entry.window} at scale {scale}" for scale, entry in plan.cs4a.items() if entry.window]
+    text += f" cs4a also keeps windows: {', '.join(windows)}." if windows else ""
+    if not errors:
+        text += " The error that this makes was not measured with these settings."
+    else:
+        text += " Right: relative error of the output in %, of what the plan runs."
+        text += f" {unknown} blank sparse sites run settings that were not measured." if unknown else ""
+    count = {policy: plan.layers.count(policy) for policy in dict.fromkeys(plan.layers)}
+    alt = "Policies of layers: " + ", ".join(f"{number} {policy}" for policy, number in count.items())
+    return Section(title, text, f"{alt}.", draw, 1.15 + layers * (0.3 if layers <= 14 else 0.2))
+
+
+def _frame(axes: Any, scales: list[int], layers: int) -> None:
+    axes.set_xticks(range(len(scales)), [str(scale) for scale in scales])
+    axes.set_xlabel("scale")
+    layer_ticks(axes, layers)
+    axes.set_xticks([at - 0.5 for at in range(1, len(scales))], minor=True)
+    axes.set_yticks([at - 0.5 for at in range(1, layers)], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="both", length=0)
+    bare(axes)
+
+
+def _losses(axes: Any, errors: dict[tuple[int, int], float], scales: list[int], layers: int) -> None:
+    most = max(errors.values()) or 1.0
+    values = [[errors.get((layer, scale), math.nan) for scale in scales] for layer in range(layers)]
+    axes.imshow(values, aspect="auto", cmap=LOSS, vmin=0, vmax=most)
+    for (layer, scale), error in errors.items():
+        ink = "white" if error > 0.6 * most else INK
+        text = f"{error:.0f}" if error >= 9.95 else f"{error:.1f}"
+        axes.text(scales.index(scale), layer, text, ha="center", va="center", color=ink)
+    axes.set_title("Relative error (%)")
+    _frame(axes, scales, layers)
+    axes.set_ylabel("")
+
+
+FEWEST_COLUMNS = 5
+"""Scales that the graph shows at least; dense ones before them are left out."""
+
+
+def decisions(plan: Plan, report: Report) -> Section:
+    """Which decision serves which site."""
+    title = "Which decision serves which site"
+    record = report.get("decisions")
+    if record is None:
+        return Section(title, "The report holds no graph of decisions.")
+    problems = list(record.get("problems") or ())
+    nodes = sorted((tuple(node) for node in record["nodes"]), key=str)
+    if not nodes:
+        return Section(title, "Nothing is decided and nothing is sparse: the graph is empty.")
+    layers = len(plan.layers)
+    first = max(1, min(min(node[-1] for node in nodes), plan.scales - FEWEST_COLUMNS + 1))
+    look = _Look(plan, list(range(first, plan.scales + 1)))
+    shared = any(node[0] == "windows" for node in nodes)
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        dots = [(k, layer) for k in look.scales for layer in range(layers) if plan.kind(k, layer) == "dense"]
+        axes.scatter([x for x, _ in dots], [y for _, y in dots], color="#b6bdc7", s=6, zorder=1, label="dense site")
+        users: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        for maker, user in record["edges"]:
+            users.setdefault(tuple(maker), []).append(tuple(user))
+        for maker, used_by in users.items():
+            look.bus(axes, maker, used_by)
+        for name, (colour, marker, size, label) in MARKS.items():
+            at = [look.place(node) for node in nodes if look.name(node) == name]
+            if at:
+                area = size if layers <= 14 else 0.55 * size
+                mark = {"marker": marker, "s": area, "edgecolor": INK, "lw": 0.6, "zorder": 3, "label": label}
+                axes.scatter([x for x, _ in at], [y for _, y in at], color=colour, **mark)
+        layer_ticks(axes, layers)
+        if shared:
+            rows = [int(tick) for tick in axes.get_yticks()]
+            labels = ["windows", *map(str, rows)] if look.shelf < 0 else [*map(str, rows), "windows"]
+            axes.set_yticks([look.shelf, *rows] if look.shelf < 0 else [*rows, look.shelf], labels)
+        axes.set_ylim(max(layers - 0.4, look.shelf + 0.6), min(-0.6, look.shelf - 0.6 if shared else 0))
+        axes.set_xlim(first - 0.4, plan.scales + 0.4)
+        grid_of_scales(axes, plan, look.scales)
+        bare(axes)
+        figure.legend(loc="outside lower center", ncols=3)
+
+    text = "Arrows go from what is made to the sites that use it."
+    if first > 1:
+        text += f" Scales 1 to {first - 1} are dense throughout and left out."
+    if problems:
+        text += f" This graph has problems: {'; '.join(problems)}."
+    else:
+        text += " Checked: no cycle, one decision for every cs4a site, and none that serves nothing."
+    made = sum(node[0] == "decide" for node in nodes)
+    alt = f"{made} decisions and the {sum(node[0] == 'sparse' for node in nodes)} sparse sites they and windows serve."
+    return Section(title, text, alt, draw, 1.3 + (layers + shared) * (0.42 if layers <= 14 else 0.22))
+
+
+MARKS = {
+    "decide": (KINDS["decide"], "o", 52, "decides: dense, and chooses columns"),
+    "correction": (KINDS["decide"], "D", 24, "output correction"),
+    "cs4a": (KINDS["cs4a"], "o", 52, "cs4a site"),
+    "windows": (KINDS["csla"], "s", 40, "windows of a scale, made once"),
+    "csla": (KINDS["csla"], "o", 52, "csla site"),
+}
+"""(colour, marker, size, label) of a kind of node."""
+
+
+class _Look:
+    """Where the nodes of a plan's graph stand and how their edges run."""
+
+    def __init__(self, plan: Plan, scales: list[int]) -> None:
+        self.plan, self.scales = plan, scales
+        self.step = len(scales) / 13  # so that distances along the scales are the same whatever their number
+        local = [layer for layer, policy in enumerate(plan.layers) if policy == "csla"]
+        rest = [layer for layer, policy in enumerate(plan.layers) if policy == "cs4a"]
+        # Windows stand at the side of their layers, so that their lines cross as few others as can be.
+        above = bool(local and rest) and mean(local) < mean(rest)
+        self.shelf = -1.0 if above or not local else float(len(plan.layers))
+
+    def name(self, node: tuple[Any, ...]) -> str:
+        """Key of `MARKS`."""
+        return self.plan.layers[node[1]] if node[0] == "sparse" else str(node[0])
+
+    def place(self, node: tuple[Any, ...]) -> tuple[float, float]:
+        """(x, y): scale and layer; shared windows on a shelf of theirs, corrections between decision and sites."""
+        if node[0] == "windows":
+            return node[1], self.shelf
+        if node[0] == "correction":
+            return node[2] + 0.4 * self.step, node[1] - 0.28
+        return node[2], node[1]
+
+    def bus(self, axes: Any, maker: tuple[Any, ...], users: list[tuple[Any, ...]]) -> None:
+        """One line from a node past all that use it, with an arrow to each: forty layers stay readable."""
+        x, y = self.place(maker)
+        colour = {"windows": KINDS["csla"], "correction": "#b7791f"}.get(maker[0], SOFT)
+        style = {"color": colour, "linewidth": 0.9, "zorder": 2, "solid_capstyle": "round"}
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "shrinkA": 0, "mutation_scale": 7}
+
+        def point(start: tuple[float, float], end: tuple[float, float], gap: float) -> None:
+            axes.annotate("", end, start, arrowprops={**arrow, "shrinkB": gap}, zorder=2)
+
+        if maker[0] == "windows":
+            lane = x - 0.3 * self.step
+            rows = [self.place(user)[1] for user in users]
+            axes.plot([x, lane, lane], [y, y, max(rows) if self.shelf < 0 else min(rows)], **style)
+            for user in users:
+                point((lane, self.place(user)[1]), self.place(user), 3.5)
+            return
+        lane = y if maker[0] == "correction" else y + 0.3
+        sites = [self.place(user) for user in users if user[0] != "correction"]
+        for user in users:
+            if user[0] == "correction":
+                point((x, y), self.place(user), 2.5)
+        if sites:
+            turn = 0.2 * self.step
+            axes.plot([x, x, max(at for at, _ in sites) - turn], [y, lane, lane], **style)
+            for at, level in sites:
+                point((at - turn, lane), (at, level), 3.5)
