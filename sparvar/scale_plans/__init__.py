@@ -17,10 +17,11 @@ from sparvar.scale_plans.data import (
 from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
-from sparvar.scale_plans.schedules import infinity_schedules
+from sparvar.scale_plans.schedules import infinity_schedules, parse_schedule
 from sparvar.scale_plans.schema import json_schema
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
+from sparvar.scale_plans.transfer import carried, transfer
 
 __all__ = [
     "INDEX_MAPS",
@@ -37,6 +38,7 @@ __all__ = [
     "Published",
     "Schedule",
     "Thresholds",
+    "carried",
     "default_plan",
     "dense_plan",
     "diff",
@@ -46,8 +48,10 @@ __all__ = [
     "json_schema",
     "load_plan",
     "model_fingerprint",
+    "parse_schedule",
     "published_models",
     "schedule_text",
     "shipped_plans",
+    "transfer",
     "write_whole",
 ]
