@@ -2,5 +2,6 @@
 
 from sparvar.calibrate.run import Budget, Calibration, Effort, calibrate
 from sparvar.calibrate.subject import Subject, load_subject
+from sparvar.calibrate.transfer_loss import compare_plans
 
-__all__ = ["Budget", "Calibration", "Effort", "Subject", "calibrate", "load_subject"]
+__all__ = ["Budget", "Calibration", "Effort", "Subject", "calibrate", "compare_plans", "load_subject"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, GraphBreakError, SessionError, SparvarError, SparvarWarning, message
 from sparvar.kernels import kv_release
+from sparvar.runtime.calls import tokens_of, variant
 from sparvar.runtime.context import SiteContext, enter, leave
 from sparvar.runtime.schedules import (
     SCALE_ARGUMENT,
@@ -217,7 +218,7 @@ class Attachment:
         if not alone and tokens != plan.tokens(1) + plan.prefix:
             raise self._no_session(tokens, plan)
         # By the model and not by this attachment: attached again, the model finds its graphs.
-        graphs.admit((id(self.sites[0].module), *_variant(args, kwargs)))
+        graphs.admit((id(self.sites[0].module), *variant(args, kwargs)))
         with self._lock:
             other = self._running
             if other is not None and other.running and other.owner != threading.get_ident() and _alive(other.owner):
@@ -255,7 +256,7 @@ class Attachment:
         if torch.is_grad_enabled():
             self.left_alone[site.name] = "called with gradients enabled: training is left alone"
             return site.forward(site.module, *args, **kwargs)
-        tokens = _tokens(args, kwargs, site)
+        tokens = tokens_of(args, kwargs, site.name)
         current = self._threads.current
         if current is not None and current.follows(layer, tokens, kwargs.get(SCALE_ARGUMENT)):
             session, scale = current, current.calls[layer] + 1
@@ -377,25 +378,8 @@ class _LeftAlone(Exception):
     """The call is not part of a generation, or cannot be."""
 
 
-def _variant(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:
-    """What makes Dynamo compile all graphs of a schedule again."""
-    first = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor) and arg.ndim == 3)
-    device = first.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return first.shape[0], first.dtype, str(first.device), autocast, torch.is_inference_mode_enabled()
-
-
 def _alive(identifier: int) -> bool:
     return any(thread.ident == identifier for thread in threading.enumerate())
-
-
-def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any], site: Site) -> int:
-    for arg in (*args, *kwargs.values()):
-        if isinstance(arg, Tensor) and arg.ndim == 3:
-            return arg.shape[1]
-    raise CaptureError(
-        message(f"site {site.name}", "be called with tokens [B, N, C] as its first tensor", "no tensor of 3 dimensions")
-    )
 
 
 def attach(model: nn.Module, attachment: Attachment) -> None:

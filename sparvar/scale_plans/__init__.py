@@ -17,11 +17,12 @@ from sparvar.scale_plans.data import (
 from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
-from sparvar.scale_plans.schedules import infinity_schedules
+from sparvar.scale_plans.schedules import infinity_schedules, parse_schedule
 from sparvar.scale_plans.schema import json_schema
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
 from sparvar.scale_plans.thresholds import keep_count, layer_score, start_scale
+from sparvar.scale_plans.transfer import carried, transfer
 
 __all__ = [
     "INDEX_MAPS",
@@ -38,6 +39,7 @@ __all__ = [
     "Published",
     "Schedule",
     "Thresholds",
+    "carried",
     "default_plan",
     "dense_plan",
     "diff",
@@ -49,9 +51,11 @@ __all__ = [
     "layer_score",
     "load_plan",
     "model_fingerprint",
+    "parse_schedule",
     "published_models",
     "schedule_text",
     "shipped_plans",
     "start_scale",
+    "transfer",
     "write_whole",
 ]

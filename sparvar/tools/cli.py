@@ -13,6 +13,7 @@ from sparvar.tools.cmd_demo import demo
 from sparvar.tools.cmd_doctor import doctor
 from sparvar.tools.cmd_explain import explain
 from sparvar.tools.cmd_inspect import inspect
+from sparvar.tools.cmd_transfer import transfer
 from sparvar.tools.common import EXIT_CODES, paragraphs
 from sparvar.version import __version__
 
@@ -45,7 +46,7 @@ def sparvar(
     """
 
 
-for _command in (demo, calibrate, explain, inspect, doctor):
+for _command in (demo, calibrate, transfer, explain, inspect, doctor):
     app.command(help=paragraphs(_command), epilog=EXIT_CODES)(_command)
 app.add_typer(bench, name="bench")
 

@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparvar.calibrate import Budget, Calibration, Effort, load_subject
+from sparvar.calibrate import Budget, Calibration, Effort
 from sparvar.calibrate import calibrate as run
-from sparvar.errors import OptionError, SparvarError, message
+from sparvar.errors import SparvarError, message
 from sparvar.tools import output
 from sparvar.tools.calibrate_page import page, require_plots
 from sparvar.tools.cmd_demo import Inner, choose_inner
 from sparvar.tools.common import as_json, handled, notes
 from sparvar.tools.common import output as results
+from sparvar.tools.prompts import find_subject, read_prompts
 
 JSON_NAME, PAGE_NAME = "calibration.json", "calibration.html"
-
-
-def read_prompts(path: Path) -> list[Any]:
-    """Prompts of a file: one per line, JSON where a line begins like it, else its text; empty lines do not count.
-
-    Raises:
-        OptionError: the file cannot be read, a line is not UTF-8 or is broken JSON, or there is no prompt.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise OptionError(message(f"--prompts {path}", "be a readable file", error.strerror or str(error))) from error
-    prompts: list[Any] = []
-    for number, raw in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        try:
-            text = raw.decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            must = "be UTF-8 text"
-            raise OptionError(
-                message(where, must, f"byte {error.start} that is not", "save the file as UTF-8")
-            ) from error
-        if not text:
-            continue
-        if text[0] in '[{"' or text.lstrip("-").isdigit():
-            try:
-                prompts.append(json.loads(text))
-            except ValueError as error:
-                must = "be a label or a JSON value"
-                raise OptionError(message(where, must, f"broken JSON ({error})", "mend or remove the line")) from error
-        else:
-            prompts.append(text)
-    if not prompts:
-        raise OptionError(message(f"--prompts {path}", "hold at least one prompt", "none", "write one per line"))
-    return prompts
 
 
 @handled
@@ -78,6 +42,9 @@ def calibrate(
         Inner, typer.Option(help="What compiles the rewritten graphs; auto is inductor where a C++ compiler is.")
     ] = Inner.auto,
     images: Annotated[int, typer.Option(min=2, help="Images that check a plan, and as many held out.")] = 8,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     max_seconds_total: Annotated[
         float | None, typer.Option(min=1, help="Stop when this time is used up; go on with --resume.")
@@ -102,10 +69,7 @@ def calibrate(
     labels = read_prompts(prompts)
     output.prepare(out.parent, (out.name, JSON_NAME, PAGE_NAME))
     require_plots()
-    # As `python -m` does: factories of the folder one stands in are found.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    subject = load_subject(model)
+    subject = find_subject(model, checkpoint)
     console = notes()
     columns = (
         SpinnerColumn(),

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from sparvar.zoo.tokenizer import BitTokenizer
 from sparvar.zoo.transformer import Block, rope_table
 
+Schedule = tuple[tuple[int, int], ...]
+"""(h, w) of every scale."""
+
 CLASSES = (
     "canyon",
     "city",
@@ -57,7 +60,9 @@ class LandscapeVAR(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.head_ada = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, tokenizer.dim)
-        self._ropes = [rope_table(side, width // heads, float(self.sides[-1])) for side in self.sides]
+        self.schedule: Schedule = tuple((side, side) for side in self.sides)
+        self._ropes = self._rope_tables(self.schedule)
+        self._other: tuple[Schedule, list[Tensor]] | None = None
         self._init_weights(depth)
 
     def _init_weights(self, depth: int) -> None:
@@ -73,12 +78,53 @@ class LandscapeVAR(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02 / (2 * depth) ** 0.5)
             nn.init.ones_(block.ada_bias[:2])
 
-    def rope(self, scale: int) -> Tensor:
-        """Rotations of 0-based ``scale``, on the model's device."""
-        table = self._ropes[scale]
+    @property
+    def patch(self) -> int:
+        """Pixels along a side of a cell of the last scale's grid."""
+        return self.tokenizer.patch
+
+    def _rope_tables(self, schedule: Schedule) -> list[Tensor]:
+        # The canvas is the last grid: its cells lie as far apart at every size as in training.
+        height, width = schedule[-1]
+        return [rope_table(grid, self.start.shape[-1] // self.heads, (height, width)) for grid in schedule]
+
+    def rope(self, scale: int, schedule: Schedule | None = None) -> Tensor:
+        """Rotations of 0-based ``scale``, on the model's device; those of the latest other schedule are kept."""
+        tables = self._ropes
+        if schedule is not None and schedule != self.schedule:
+            if self._other is None or self._other[0] != schedule:
+                with torch.inference_mode(False):
+                    self._other = schedule, self._rope_tables(schedule)
+            tables = self._other[1]
+        table = tables[scale]
         if table.device != self.start.device:
-            table = self._ropes[scale] = table.to(self.start.device)
+            table = tables[scale] = table.to(self.start.device)
         return table
+
+    def check_schedule(self, given: Sequence[Sequence[int]]) -> Schedule:
+        """A schedule that the model can draw, as grids (h, w).
+
+        Raises:
+            ValueError: it has another number of scales than the model, an entry is no grid, or a side shrinks.
+        """
+        if len(given) != len(self.sides):
+            wanted = f"{len(self.sides)} grids (h, w), one per scale of the model"
+            raise ValueError(f"scale_schedule: must have {wanted}, got {len(given)}")
+        schedule: list[tuple[int, int]] = []
+        for number, grid in enumerate(given, start=1):
+            if len(grid) != 2 or not all(isinstance(side, int) and side >= 1 for side in grid):
+                raise ValueError(
+                    f"scale_schedule, scale {number}: must be two whole numbers above 0 (h, w), got {grid!r}"
+                )
+            height, width = grid
+            if schedule and (height < schedule[-1][0] or width < schedule[-1][1]):
+                h, w = schedule[-1]
+                raise ValueError(
+                    f"scale_schedule, scale {number}: must be at least {h}x{w} in both axes, as the scale before it,"
+                    f" got {height}x{width}"
+                )
+            schedule.append((height, width))
+        return tuple(schedule)
 
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class indices [B] to start tokens [B, 1, C], block [B, 6, C] and head [B, 2, C] modulation."""
@@ -110,7 +156,7 @@ class LandscapeVAR(nn.Module):
         start, cond, head = self.condition(labels)
         x = torch.cat([self.tokens(level, start, scale) for scale, level in enumerate(inputs)], dim=1)
         rope = torch.cat([self.rope(scale) for scale in range(len(inputs))], dim=1)
-        sizes = [level.shape[-1] ** 2 for level in inputs]
+        sizes = [level.shape[-2] * level.shape[-1] for level in inputs]
         ends = tuple(torch.tensor(sizes).cumsum(0).tolist())
         for block in self.blocks:
             x = block(x, cond, rope, ends)
@@ -134,6 +180,7 @@ class LandscapeVAR(nn.Module):
         cfg: float = 2.0,
         temperature: float = 1.0,
         on_scale: Callable[[int], None] | None = None,
+        scale_schedule: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """Draw one image per label.
 
@@ -143,12 +190,18 @@ class LandscapeVAR(nn.Module):
             cfg: guidance at the last scale, stronger before (see ``scale_guidance``); 1 turns it off.
             temperature: of the coarse scales; fine scales are drawn colder (see ``scale_temperature``).
             on_scale: called with the 0-based scale after each.
+            scale_schedule: (h, w) of every scale, as many as the model has, no side ever shrinking; the model's own
+                square grids if None. The last grid times the tokenizer's patch is the image's size.
 
         Returns:
-            Images [B, 3, S, S] in [0, 1], float32.
+            Images [B, 3, H, W] in [0, 1], float32.
+
+        Raises:
+            ValueError: no label or an unknown one, or a schedule that the model cannot draw.
         """
         if not labels:
             raise ValueError("labels: must name at least one class, got none")
+        schedule = self.schedule if scale_schedule is None else self.check_schedule(scale_schedule)
         device = self.start.device
         index = torch.tensor([self.class_index(label) for label in labels], device=device)
         rows = len(index)
@@ -156,24 +209,23 @@ class LandscapeVAR(nn.Module):
         both = torch.cat((index, torch.full_like(index, len(self.classes)))) if guided else index
         start, cond, head = self.condition(both)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(rows)]
-        last = self.sides[-1]
-        total = torch.zeros(rows, self.tokenizer.dim, last, last, device=device, dtype=self.start.dtype)
+        total = torch.zeros(rows, self.tokenizer.dim, *schedule[-1], device=device, dtype=self.start.dtype)
         for block in self.blocks:
             block.attn.kv_caching(True)  # type: ignore[operator,union-attr]
-        for scale, side in enumerate(self.sides):
-            level = self.tokenizer.grow(total, side)
+        for scale, (h, w) in enumerate(schedule):
+            level = self.tokenizer.grow(total, (h, w))
             x = self.tokens(torch.cat((level, level)) if guided else level, start, scale)
             for block in self.blocks:
-                x = block(x, cond, self.rope(scale))
+                x = block(x, cond, self.rope(scale, schedule))
             logits = self.logits(x, head).float()
             if guided:
                 strength = self.scale_guidance(scale, cfg)
                 given, free = logits.chunk(2)
                 logits = free + strength * (given - free)
-            noise = torch.stack([torch.rand(side * side, self.tokenizer.dim, generator=g) for g in generators])
+            noise = torch.stack([torch.rand(h * w, self.tokenizer.dim, generator=g) for g in generators])
             chance = torch.sigmoid(logits / self.scale_temperature(scale, temperature))
             bits = (noise.to(device) < chance).to(total.dtype)
-            total = self.tokenizer.accumulate(total, bits.transpose(1, 2).unflatten(2, (side, side)), scale)
+            total = self.tokenizer.accumulate(total, bits.transpose(1, 2).unflatten(2, (h, w)), scale)
             if on_scale is not None:
                 on_scale(scale)
         for block in self.blocks:

@@ -64,18 +64,23 @@ class BitTokenizer(nn.Module):
         latent = torch.einsum("dp,bphw->bdhw", self.basis, self.patches(images))
         return latent / self.std.view(1, -1, 1, 1)
 
-    def grow(self, level: Tensor, side: int) -> Tensor:
-        """Resize a map [B, dim, h, w] to ``side`` x ``side``: bilinear up, area down."""
-        if level.shape[-1] == side:
+    def grow(self, level: Tensor, grid: int | tuple[int, int]) -> Tensor:
+        """Resize a map [B, dim, h, w] to a grid (h, w), or to a square of one side: bilinear up, area down.
+
+        No axis may grow while the other shrinks.
+        """
+        height, width = (grid, grid) if isinstance(grid, int) else grid
+        h, w = level.shape[-2:]
+        if (h, w) == (height, width):
             return level
-        if level.shape[-1] > side:
-            return F.interpolate(level, size=(side, side), mode="area")
-        return F.interpolate(level, size=(side, side), mode="bilinear", align_corners=False)
+        if h > height or w > width:
+            return F.interpolate(level, size=(height, width), mode="area")
+        return F.interpolate(level, size=(height, width), mode="bilinear", align_corners=False)
 
     def accumulate(self, total: Tensor, bits: Tensor, scale: int) -> Tensor:
-        """Add the bits [B, dim, h, w] in {0, 1} of 0-based ``scale`` to ``total`` [B, dim, 64, 64]."""
+        """Add the bits [B, dim, h, w] in {0, 1} of 0-based ``scale`` to ``total``, whose grid is the last scale's."""
         level = (bits * 2 - 1) * self.gains[scale].view(1, -1, 1, 1)
-        return total + self.grow(level, self.sides[-1])
+        return total + self.grow(level, (total.shape[-2], total.shape[-1]))
 
     def quantise(
         self, latent: Tensor, scales: int, flip: Tensor | None = None, generator: torch.Generator | None = None

@@ -9,19 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def rope_table(side: int, head_dim: int, extent: float, base: float = 100.0) -> Tensor:
-    """Rotations of a ``side`` x ``side`` grid: [2, side*side, head_dim/2], cosines then sines.
+def rope_table(grid: tuple[int, int], head_dim: int, extent: tuple[float, float], base: float = 100.0) -> Tensor:
+    """Rotations of a grid (h, w): [2, h*w, head_dim/2], cosines then sines.
 
-    Coordinates are cell centres on a canvas of ``extent`` x ``extent``, so that a token and the
+    Coordinates are cell centres on a canvas of ``extent`` (height, width), so that a token and the
     coarser token above it stand at nearby places; half of the pairs turn with y, half with x.
     """
     pairs = head_dim // 4
     frequencies = base ** (-torch.arange(pairs) / pairs)
-    centres = (torch.arange(side) + 0.5) * (extent / side)
-    angles = centres[:, None] * frequencies
-    y = angles[:, None, :].expand(side, side, pairs)
-    x = angles[None, :, :].expand(side, side, pairs)
-    turn = torch.cat((y, x), dim=-1).reshape(side * side, 2 * pairs)
+    y, x = (
+        ((torch.arange(side) + 0.5) * (length / side))[:, None] * frequencies
+        for side, length in zip(grid, extent, strict=True)
+    )
+    y = y[:, None, :].expand(*grid, pairs)
+    x = x[None, :, :].expand(*grid, pairs)
+    turn = torch.cat((y, x), dim=-1).reshape(grid[0] * grid[1], 2 * pairs)
     return torch.stack((turn.cos(), turn.sin()))
 
 

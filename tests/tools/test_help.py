@@ -7,7 +7,16 @@ import pytest
 from sparvar.version import __version__
 from tests.tools.conftest import run_command
 
-COMMANDS = (["demo"], ["calibrate"], ["explain"], ["inspect"], ["doctor"], ["bench", "ops"], ["bench", "generate"])
+COMMANDS = (
+    ["demo"],
+    ["calibrate"],
+    ["transfer"],
+    ["explain"],
+    ["inspect"],
+    ["doctor"],
+    ["bench", "ops"],
+    ["bench", "generate"],
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
