@@ -166,6 +166,10 @@ def _curve(sums: Mapping[str, Any], tokens: int) -> tuple[list[float], list[floa
     return list(points), list(points.values())
 
 
+def _rounded(table: list[list[float]]) -> list[list[float]]:
+    return [[round(value, 3) for value in row] for row in table]
+
+
 class _Candidate(NamedTuple):
     pruned: int
     damage: float
@@ -221,10 +225,11 @@ def choose_thresholds(
 
     Returns:
         The thresholds, unset where nothing may be pruned, and JSON values: ``representative``; ``rho`` per scale;
-        ``depth`` [[tau, D or null]]; per layer ``ratio`` (null for infinite), ``classes``, ``scores`` and
-        ``entropy_maps`` [h][w]; ``beta`` and ``split_share``; ``score_curve``, beta to R per layer; ``tau``, ``start``
-        and ``alpha`` as chosen; ``alpha_curve`` at their D and alpha_min, or at the latest D and 0 where nothing was
-        chosen; ``prune_error``, scale to layer to share to relative error (not squared); ``notes``: why not more.
+        ``depth`` [[tau, D or null]]; per layer ``ratio`` (null for infinite), ``classes``, ``scores``,
+        ``entropy_maps`` [h][w] and ``importance`` [h][w] (null where the layer is kept); ``beta`` and
+        ``split_share``; ``score_curve``, beta to R per layer; ``tau``, ``start`` and ``alpha`` as chosen;
+        ``alpha_curve`` over alpha_max, with alpha_min 0, at the chosen D or else the latest; ``prune_error``, scale to
+        layer to share to relative error (not squared); ``notes``: why not more.
     """
     seen = _survey(sites, base)
     layers, notes = seen.layers, seen.notes
@@ -256,7 +261,7 @@ def choose_thresholds(
             scores=layers.scores,
             min_keep=MIN_KEEP,
         )
-    shown = (best.start, best.low) if best is not None else (max(starts, default=0), 0.0)
+    shown = (best.start if best is not None else max(starts, default=0), 0.0)
     every = len(base.layers) * sum(base.tokens(scale) for scale in range(1, base.scales + 1))
     return thresholds, {
         "representative": seen.representative,
@@ -274,7 +279,11 @@ def choose_thresholds(
         "alpha_curve": [_point(one, every) for one in candidates if (one.start, one.low) == shown],
         "max_damage": max_damage,
         "notes": notes,
-        "entropy_maps": [[[round(value, 3) for value in row] for row in found.tolist()] for found in seen.maps],
+        "entropy_maps": [_rounded(found.tolist()) for found in seen.maps],
+        "importance": [
+            _rounded(importance(found.tolist(), seen.representative or 1, base.scales, score)) if score else None
+            for found, score in zip(seen.maps, layers.scores, strict=False)
+        ],
         "prune_error": _prune_error(sites),
     }
 

@@ -24,12 +24,12 @@ from sparvar.calibrate.loop import Held, Loop, Trial
 from sparvar.calibrate.observe import merged
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.pruning import choose_thresholds
-from sparvar.calibrate.runner import Measured, Runner
+from sparvar.calibrate.runner import Measured, Runner, split_prompts
 from sparvar.calibrate.solver import Case
 from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
 from sparvar.calibrate.subject import Subject
 from sparvar.calibrate.target import TARGET_DTYPE, elsewhere, target_costs
-from sparvar.errors import OptionError, message
+from sparvar.errors import OptionError, SparvarError, message
 from sparvar.kernels import Gpu, find_gpu
 from sparvar.scale_plans import Plan, Provenance, Thresholds, default_plan, find_plan
 from sparvar.version import __version__
@@ -112,7 +112,7 @@ def calibrate(
 
     Args:
         subject: the model and how to draw with it; given back as it was.
-        prompts: what calibration draws, in turn.
+        prompts: what calibration draws, in turn; held-out images have some for themselves, see `split_prompts`.
         budget: see `Budget`.
         work: folder of the journal; one calibration at a time.
         seed: of everything random; the same seed and cost table give the same plan for a budget without seconds.
@@ -136,18 +136,20 @@ def calibrate(
     gpu = None if target is None else find_gpu(target)
     base = subject.base_plan()
     space = default_space(base)
+    fitted, held = split_prompts(prompts, effort.held_out)
     header = {
         "tool": f"sparvar {__version__}",
         "torch": torch.__version__,
         "model": base.model.fingerprint,
         "weights": _weights(subject),
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
+        "held-out prompts": len(held),
         "seed": seed,
         "inner": inner,
         "space": repr(space),
     }
     with Journal(work, header, resume) as journal:
-        runner = Runner(subject, base, prompts, journal, seed, inner, deadline, say)
+        runner = Runner(subject, base, fitted, held, journal, seed, inner, deadline, say)
         try:
             return _Steps(runner, base, space, budget, effort, gpu, say).run(begun)
         finally:
@@ -206,6 +208,9 @@ class _Steps:
             loop.chosen.damage,
         )
         plan = self._finished(loop.chosen, held, thresholds)
+        decisions = decisions_record(plan)
+        if decisions["problems"]:
+            raise SparvarError(message("decisions of the plan", "serve every site", "; ".join(decisions["problems"])))
         report = {
             "budget": dataclasses.asdict(self.budget),
             "target": None if self.gpu is None else self.gpu.name,
@@ -215,12 +220,13 @@ class _Steps:
             "checked": loop.chosen.measured.as_dict() if loop.chosen.measured else None,
             "held_out": {**held.measured.as_dict(), "max_error": held.error},
             "held_out_attempts": held.attempts,
+            "new_prompts": self.runner.held_prompts != self.runner.prompts,
             "all_dense": plan.planned_sites() == 0,
             "trials": [trial.as_dict() for trial in loop.trials],
             "front": loop.front(),
             "others": {name: found.as_dict() for name, found in others.items()},
             "screened": scores,
-            "decisions": decisions_record(plan),
+            "decisions": decisions,
             "pruning": pruning,
             "costs": table.as_dict(),
             "costs_cached": cached,

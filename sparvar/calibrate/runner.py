@@ -84,21 +84,37 @@ class Measured:
         }
 
 
+def split_prompts(prompts: Sequence[Any], held_out: int) -> tuple[list[Any], list[Any]]:
+    """Prompts of calibration and of its held-out images: of their own where there are three times as many as those.
+
+    With fewer, such as the labels of a model with ten classes, both are all prompts, and only seeds are new.
+    """
+    given = list(prompts)
+    if len(given) < 3 * held_out:
+        return given, given
+    return given[:-held_out], given[-held_out:]
+
+
 class Runner:
-    """Runs generations; attaches and detaches the model as each needs."""
+    """Runs generations; attaches and detaches the model as each needs.
+
+    ``held_prompts`` are the prompts of stage ``held``; the others take ``prompts``.
+    """
 
     def __init__(
         self,
         subject: Subject,
         base: Plan,
         prompts: Sequence[Any],
+        held_prompts: Sequence[Any],
         journal: Journal,
         seed: int,
         inner: str,
         deadline: float | None,
         say: Callable[[str], None],
     ) -> None:
-        self.subject, self.base, self.prompts, self.journal = subject, base, list(prompts), journal
+        self.subject, self.base, self.journal = subject, base, journal
+        self.prompts, self.held_prompts = list(prompts), list(held_prompts)
         self.seed, self.inner, self.deadline, self.say = seed, inner, deadline, say
         self.with_ssim = importlib.util.find_spec("torchmetrics") is not None
         self._pairs: list[tuple[float, float]] = []
@@ -109,7 +125,8 @@ class Runner:
         if self.deadline is not None and time.monotonic() > self.deadline:
             must = "end within --max-seconds-total"
             raise SparvarError(message("calibration", must, "more work left", "go on with --resume"))
-        prompt = self.prompts[number % len(self.prompts)]
+        prompts = self.held_prompts if stage == "held" else self.prompts
+        prompt = prompts[number % len(prompts)]
         image = self.subject.draw(self.subject.model, prompt, self.seed * 10_000 + STAGES[stage] + number)
         if image.device.type == "cuda":
             torch.cuda.synchronize(image.device)

@@ -52,7 +52,8 @@ def _thresholds(plan: PlanFields) -> list[str]:
     if given.start is not None and given.representative is not None:
         layers = [layer for layer, score in enumerate(given.scores) if score > 0]
         counts = [keep_count(given, plan.scales, layer, plan.tokens(plan.scales), plan.scales) for layer in layers]
-        last = f", {min(counts)} to {max(counts)} tokens kept at the last scale" if counts else ""
+        kept = " to ".join(dict.fromkeys((str(min(counts)), str(max(counts))))) if counts else ""
+        last = f", {kept} tokens kept at the last scale" if counts else ""
         which = f"detail layers {ranges(layers)}" if layers else "no detail layer"
         lines.append(
             f"  from {plan.label(given.start)} on, {which} by entropy at {plan.label(given.representative)}{last}"

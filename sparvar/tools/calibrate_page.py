@@ -94,6 +94,10 @@ def _summary(plan: sparvar.Plan, report: dict[str, Any]) -> str:
             f"Seconds are a roofline for {target}: what its arithmetic and memory bandwidth allow, computed and not"
             " measured."
         )
+    if report.get("new_prompts") is False:
+        notes.append(
+            "New images are those of new seeds; their prompts are the file's, which is too short to keep some apart."
+        )
     notes += [f"Pruning: {note}." for note in (report.get("pruning") or {}).get("notes") or ()]
     took = report.get("calibration_seconds")
     if took is not None:

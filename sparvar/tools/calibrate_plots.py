@@ -117,7 +117,7 @@ def scales(plan: Plan, report: Report) -> Section:
         if tau is not None:
             panels[1].axhline(tau, color=ALARM, linestyle="--", linewidth=1.2)
             across = panels[1].get_yaxis_transform()
-            panels[1].text(0.99, tau - 0.015, f"τ = {tau:g}", transform=across, ha="right", va="top", color=ALARM)
+            panels[1].text(0.99, tau - 0.015, f"τ = {tau:.3f}", transform=across, ha="right", va="top", color=ALARM)
         if start is not None:
             panels[1].axvline(start, color=ALARM, linewidth=1.2)
             side, shift = ("right", -0.12) if start > max(rho) - 2 else ("left", 0.12)
@@ -127,13 +127,15 @@ def scales(plan: Plan, report: Report) -> Section:
     text = "Thin lines are layers, the bold one their mean."
     if tau is not None:
         reached = f"reached at scale D = {start}" if start is not None else "never reached, so no scale is pruned"
-        text += f" Pruning may start where {RHO} reaches τ = {tau:g}, here {reached}."
+        text += f" Pruning may start where {RHO} reaches τ = {tau:.3f}, here {reached}."
+        steps: dict[int | None, list[float]] = {}
+        for one, at in pruning.get("depth") or ():
+            steps.setdefault(at, []).append(one)
         others = [
-            f"{one:g} {'never' if at is None else f'at scale {at}'}"
-            for one, at in pruning.get("depth") or ()
-            if one != tau
+            f"{values[0]:.2f} to {values[-1]:.2f} {'never' if at is None else f'at scale {at}'}"
+            for at, values in steps.items()
         ]
-        text += f" Other τ are reached thus: {', '.join(others)}." if others else ""
+        text += f" D by τ: {', '.join(others)}." if others else ""
     ends = [mean(list(entropy[scale].values())) for scale in (min(entropy), max(entropy))]
     alt = f"Mean entropy goes from {ends[0]:.1f} to {ends[1]:.1f} nats between scales {min(entropy)} and {max(entropy)}"
     return Section(title, text, f"{alt}; beside it the share of low-entropy queries by scale.", draw)
@@ -146,7 +148,9 @@ def layers(plan: Plan, report: Report) -> Section:
     ratio, classes = pruning.get("ratio"), pruning.get("classes")
     if not ratio or not classes:
         return Section(title, "Entropy maps were not taken, so layers are not classed as detail or global.")
-    scores = pruning.get("scores") or []
+    ratio = [value if value is not None else 1e6 for value in ratio]  # of a map of rank one, infinite
+    beta = pruning.get("beta")
+    scores = [math.exp(-beta * (value - 1)) for value in ratio] if beta is not None else []
     count = {name: classes.count(name) for name in CLASSES if name in classes}
 
     def draw(figure: Any) -> None:
@@ -167,10 +171,10 @@ def layers(plan: Plan, report: Report) -> Section:
         band = [score for score, found in zip(scores, classes, strict=False) if found == name]
         span = f" (R {' to '.join(dict.fromkeys((f'{min(band):.2f}', f'{max(band):.2f}')))})" if band else ""
         bands.append(f"{plural(count[name], 'layer')} {name}{span}")
-    beta = f", with β = {pruning['beta']:g}" if pruning.get("beta") is not None else ""
+    with_beta = f", with β = {beta:.3g}" if beta is not None else ""
     text = (
-        f"Of the entropy map at scale {pruning.get('representative')}. R = exp(-β(σ₁/σ₂ - 1)){beta}: near 1 the layer"
-        f" draws detail and may be pruned, near 0 it is global and is kept, as ambiguous layers are."
+        f"Of the entropy map at scale {pruning.get('representative')}. R = exp(-β(σ₁/σ₂ - 1)){with_beta}: near 1 the"
+        f" layer draws detail and may be pruned, near 0 it is global and is kept, as ambiguous layers are."
         f" Here {', '.join(bands)}."
     )
     return Section(title, text, f"Bars of sigma 1 over sigma 2: {', '.join(bands)}.", draw, 3.2)
@@ -329,28 +333,30 @@ def pruning_curve(plan: Plan, report: Report) -> Section:
     points = sorted((100 * p["pruned_share"], p["damage"], p["alpha_max"]) for p in pruning.get("alpha_curve") or ())
     if not points:
         return Section(title, "Token pruning was not tried.")
-    chosen = (pruning.get("alpha") or {}).get("max")
+    chosen = pruning.get("alpha")
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=KINDS["cs4a"], marker="o", markersize=4)
         every = max(1, math.ceil(len(points) / 8))
         for number, (x, y, alpha) in enumerate(points):
-            mine = chosen is not None and math.isclose(alpha, chosen)
-            if mine:
-                axes.scatter(x, y, marker="*", s=190, color=INK, zorder=4)
-            if mine or number % every == 0:
-                above = 12 if mine else 8
-                axes.annotate(f"{alpha:g}", (x, y), (0, above), textcoords="offset points", ha="center")
+            if number % every == 0:
+                axes.annotate(f"{alpha:g}", (x, y), (0, 8), textcoords="offset points", ha="center")
+        if chosen is not None:
+            place = 100 * chosen["pruned_share"], chosen["damage"]
+            axes.scatter(*place, marker="*", s=190, color=INK, zorder=4)
         if min(y for _, y, _ in points) > 0:
             axes.set_yscale("log")
         axes.margins(y=0.15)
         axes.set(xlabel="pruned queries (%)", ylabel="mean squared error of the image")
         axes.grid()
 
-    text = f"Numbers at the points are {ALPHA} max, the strongest pruning of a query."
+    text = (
+        f"Predicted; no pass prunes yet. Numbers at the points are {ALPHA} max, the pruned share of the layers that may"
+        f" be pruned at the last scale, for {ALPHA} min 0."
+    )
     if chosen is not None:
-        text += f" The star is the plan's, {chosen:g}."
+        text += f" The star is the plan's {ALPHA} min {chosen['alpha_min']:g} and max {chosen['alpha_max']:g}."
     else:
-        text += " None was chosen: tokens are not pruned."
+        text += " None was chosen: tokens are not to be pruned."
     return Section(title, text, f"Damage at {plural(len(points), 'value')} of alpha max.", draw, 3.2)

@@ -153,7 +153,7 @@ MISSING = [
     (emptied("sink_mass", "window_mass"), 8, ["The mass on sinks and in windows was not measured"]),
     (emptied("entropy"), 8, ["No scale was observed"]),
     (unset("pruning", "alpha", "alpha_curve"), 8, ["Token pruning was not tried"]),
-    (unset("pruning", "alpha"), 9, ["None was chosen: tokens are not pruned"]),
+    (unset("pruning", "alpha"), 9, ["None was chosen: tokens are not to be pruned"]),
     (unset("pruning", "start"), 9, ["never reached, so no scale is pruned"]),
     (unset("pruning", "entropy_maps"), 8, ["Entropy maps were not taken."]),
     (unset("held_out", "psnr_db_mean"), 8, ["No generation was measured", "not measured"]),

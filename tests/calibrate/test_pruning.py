@@ -317,7 +317,8 @@ def test_the_report() -> None:
     assert len(report["depth"]) == 42 and chosen.tau in depth
     shares = [point["pruned_share"] for point in report["alpha_curve"]]
     assert shares == sorted(shares)
-    assert report["alpha_curve"][-1]["damage"] == report["alpha"]["damage"]
+    assert [point["alpha_max"] for point in report["alpha_curve"]] == list(ALPHAS)
+    assert report["alpha"]["damage"] <= report["max_damage"]
     assert report["prune_error"]["6"]["3"]["0.5"] == pytest.approx(
         math.sqrt(sites[6, 3]["prune"]["0.5"][0] / 50), rel=1e-12
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparvar.calibrate.predict import names_of, preferred
+from sparvar.calibrate.runner import split_prompts
 from sparvar.calibrate.solver import ScaleOptions, _Search, solve
 from sparvar.calibrate.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
 from sparvar.scale_plans import Plan, dense_plan
@@ -112,3 +113,10 @@ def test_bounds_hold_with_barred_options() -> None:
         found = search._best(column, np.inf)
         assert found is not None
         assert search._bounds(column[:, None])[0] <= found.seconds + 1e-12
+
+
+def test_held_out_images_have_prompts_of_their_own_where_there_are_enough() -> None:
+    fitted, held = split_prompts(range(24), 8)
+    assert fitted == list(range(16)) and held == list(range(16, 24))
+    few = list(range(10))
+    assert split_prompts(few, 8) == (few, few)
