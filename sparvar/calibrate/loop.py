@@ -18,7 +18,7 @@ from sparvar.scale_plans import Plan
 
 CONFIDENCE = 1.645
 """Standard errors of slack: the mean of new images falls below the budget in one run of twenty."""
-CLOSE_DB = 0.4
+CLOSE_DB = 0.5
 """Slack beyond what is needed, in dB, that is not worth another round."""
 EQUAL_DB = 60.0
 FIRST_MARGIN = 1.0

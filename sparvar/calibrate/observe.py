@@ -1,8 +1,8 @@
 """Measure every candidate beside dense attention, on the same q, k and v, while the unmodified model generates.
 
 Kept from one scale to later ones, per layer and decision scale S: column sums [B, H, G_S, T_S] and one correction
-[B, H, N_S, D] per first budget, in fp32; for ever: float64 sums per (scale, layer, candidate, head). So memory is
-bounded by ``4 * B * H * sum over S of (G_S * T_S + F * N_S * D)`` bytes per layer and does not grow with prompts.
+[B, H, N_S, D] per first budget in bfloat16; for ever: float64 sums per (scale, layer, candidate, head). So memory is
+bounded by ``B * H * sum over S of (4 * G_S * T_S + 2 * F * N_S * D)`` bytes per layer and does not grow with prompts.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Observer:
             wanted = max(1, round(first * self.base.keys(site.scale)))
             columns = Columns(*kernels.select_columns(sums, wanted))
             kept = attend_columns(query, key, value, columns, None, scale, self.base.grid(site.scale), self.base.tile)
-            self._delta[site.layer, site.scale, first] = out - kept
+            # Half of the memory; its rounding is far below what candidates lose.
+            self._delta[site.layer, site.scale, first] = (out - kept).bfloat16()
 
     def _sink_mass(self, scale: int, sums: Tensor) -> list[float]:
         """Share of softmax mass on the prefix and the first n scales, for n = 1..the first decision scale - 1."""
@@ -156,7 +157,7 @@ class Observer:
                         if site.scale == decision + 1 and first != budget:
                             continue  # the correction is made with the first sparse scale's own budget
                         if first not in grown:
-                            context.session.delta[site.layer] = self._delta[site.layer, decision, first]
+                            context.session.delta[site.layer] = self._delta[site.layer, decision, first].to(out.dtype)
                             delta = upsampled_delta(context, query.shape[0])
                             assert delta is not None
                             grown[first] = seen.queries(delta) - out
@@ -265,7 +266,10 @@ def _shadow(plan: Plan) -> Session:
 
 def _energy(tensor: Tensor) -> list[float]:
     """Sum of squares per head, [H], of [B, H, N, D]."""
-    found: list[float] = tensor.float().square().sum(dim=(0, 2, 3)).double().tolist()
+    # In memory [B, N, H, D], as attention writes it: one pass over rows of H * D, and no squares in memory.
+    rows = tensor.float().transpose(1, 2).reshape(-1, tensor.shape[1] * tensor.shape[3])
+    norms = torch.linalg.vector_norm(rows, dim=0).double().square()
+    found: list[float] = norms.view(tensor.shape[1], tensor.shape[3]).sum(-1).tolist()
     return found
 
 

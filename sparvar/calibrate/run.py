@@ -78,7 +78,7 @@ class Effort:
     probes: int = 2
     checks: int = 8
     held_out: int = 8
-    rounds: int = 5
+    rounds: int = 4
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sparvar.calibrate.pruning import PruningSums, representative_scale
 from sparvar.calibrate.space import Choice, Space
 from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, SparvarError, message
+from sparvar.kernels import give_back
 from sparvar.scale_plans import Plan
 
 STAGES = {"observe": 0, "probe": 0, "check": 1000, "held": 2000}
@@ -146,6 +147,7 @@ class Runner:
     def detach(self) -> None:
         """Let the model run its own code."""
         detach(self.subject.model)
+        give_back()
         self._attached = None
 
     def _attach(self, plan: Plan, stage: str) -> None:
@@ -158,6 +160,7 @@ class Runner:
         }
         if not kinds <= self._warm:
             self.say("compiling")
+            give_back()
             self._draw(stage, 0)
             self._warm |= kinds
 

@@ -8,6 +8,7 @@ from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.column_sums.op import column_sums
 from sparvar.kernels.common.gpu import GpuStatus, gpu_status
 from sparvar.kernels.common.native import NativeStatus, implementation, native_status
+from sparvar.kernels.kv_cache.memory import give_back
 from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
 from sparvar.kernels.kv_cache.memory import release_idle as kv_release
 from sparvar.kernels.kv_cache.op import kv_adopt, kv_extend
@@ -37,6 +38,7 @@ __all__ = [
     "column_sparse_attention",
     "column_sums",
     "find_gpu",
+    "give_back",
     "gpu_fit",
     "gpu_status",
     "implementation",

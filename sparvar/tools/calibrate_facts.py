@@ -22,14 +22,14 @@ EQUAL_DB = 99.95
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cs4a candidate as its name says: ``cs4a/11/relative+s5w7/0.2/-``; the setting may be missing.
+    """A cs4a candidate as its name says: ``cs4a/11/relative+s5w7/0.2/-``.
 
     Attributes:
         name: the name itself.
         group: everything but the budgets; candidates of a group differ in those alone.
         decision: decision scale.
         index_map: how columns are mapped.
-        sinks: leading scales that are kept, or None where the name does not tell.
+        sinks: leading scales that are kept.
         window: side of the window, 0 for none.
         budget: share of keys, as text.
         first: budget that the output correction was made with, as text, or ``-`` without one.
@@ -39,7 +39,7 @@ class Candidate:
     group: tuple[int, str, str]
     decision: int
     index_map: str
-    sinks: int | None
+    sinks: int
     window: int
     budget: str
     first: str
@@ -50,7 +50,7 @@ class Candidate:
         return self.name.rpartition("/")[0] + "/-"
 
 
-_NAME = re.compile(r"cs4a/(\d+)/([a-z]+)(\+s(\d+)w(\d+))?/([^/]+)/([^/]+)")
+_NAME = re.compile(r"cs4a/(\d+)/([a-z]+)(\+s(\d+)w(\d+))/([^/]+)/([^/]+)")
 
 
 def candidates(names: Iterable[str]) -> list[Candidate]:
@@ -63,11 +63,11 @@ def candidates(names: Iterable[str]) -> list[Candidate]:
             found.append(
                 Candidate(
                     name,
-                    (int(decision), index_map, setting or ""),
+                    (int(decision), index_map, setting),
                     int(decision),
                     index_map,
-                    None if sinks is None else int(sinks),
-                    int(window or 0),
+                    int(sinks),
+                    int(window),
                     budget,
                     first,
                 )
@@ -88,20 +88,16 @@ def own_candidate(plan: Plan, site: Site) -> str | None:
     errors = site.get("relative_error") or {}
     if plan.layers[layer] == "csla":
         share = plan.kept_share(scale, "csla") or 0.0
-        near = [name for name in errors if name.startswith("csla/") and name in site["kept"]]
+        ending = f"+s{plan.sink_scales}"
+        near = [name for name in errors if name.startswith("csla/") and name.endswith(ending) and name in site["kept"]]
         best = min(near, key=lambda name: abs(site["kept"][name] - share), default=None)
         return best if best is not None and abs(site["kept"][best] - share) <= SAME_SHARE * share else None
     wanted = f"{plan.cs4a[scale].budget:g}", first_budget(plan)
-    fitting = [
-        one
-        for one in candidates(errors)
-        if (one.decision, one.index_map) == (plan.decision_scale, plan.index_map)
-        and one.sinks in (None, plan.sink_scales)
-        and one.window == plan.cs4a[scale].window
-        and (one.budget, one.first) == wanted
-    ]
-    # A name that tells its sinks is surer than one that does not.
-    return min(fitting, key=lambda one: one.sinks is None).name if fitting else None
+    setting = plan.decision_scale, plan.index_map, plan.sink_scales, plan.cs4a[scale].window
+    for one in candidates(errors):
+        if (one.decision, one.index_map, one.sinks, one.window) == setting and (one.budget, one.first) == wanted:
+            return one.name
+    return None
 
 
 def nearest_group(plan: Plan, scale: int, names: Iterable[str]) -> list[Candidate]:
@@ -116,7 +112,7 @@ def nearest_group(plan: Plan, scale: int, names: Iterable[str]) -> list[Candidat
     def unlike(group: tuple[int, str, str]) -> tuple[Any, ...]:
         one = groups[group][0]
         other = one.decision != plan.decision_scale, one.index_map != plan.index_map
-        return (*other, one.window != window, one.sinks not in (None, plan.sink_scales), -one.decision, group)
+        return (*other, one.window != window, one.sinks != plan.sink_scales, -one.decision, group)
 
     return groups[min(groups, key=unlike)]
 

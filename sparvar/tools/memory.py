@@ -9,8 +9,6 @@ thread samples the resident set.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import re
 import subprocess
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from sparvar.kernels import kv_held_bytes, kv_release
+from sparvar.kernels import give_back, kv_held_bytes, kv_release
 
 _SAMPLE_SECONDS = 0.002
 _STATUS = Path("/proc/self/status")
@@ -47,13 +45,6 @@ def _resident_by_ps() -> int:
     return int(listed.stdout) * 1024
 
 
-def _give_back() -> None:
-    gc.collect()
-    kv_release()
-    with contextlib.suppress(OSError, AttributeError):  # musl and other systems have no malloc_trim
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def _reset_high_water() -> bool:
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -66,7 +57,7 @@ def _reset_high_water() -> bool:
 def peak_memory(device: torch.device) -> Iterator[Peak]:
     """Measure the peak memory of the block under ``with``; the result is complete when it ends."""
     peak = Peak()
-    _give_back()
+    give_back()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -7,13 +7,14 @@ import math
 from typing import Any
 
 from sparvar.calibrate.decisions import decisions_record
-from sparvar.calibrate.space import Choice, Space, default_space, plan_of
+from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key, default_space, plan_of
 from sparvar.scale_plans import Plan, Provenance, dense_plan, infinity_schedules
 
 SIDES = (1, 3, 5, 7, 9, 11, 15)
 REPRESENTATIVE = 6
 TAU = 0.4
 BETA = 0.5
+SETTINGS = (Setting("relative", 4), Setting("footprint", 4))
 
 
 def base_plan(layers: int, heads: int = 4) -> Plan:
@@ -37,8 +38,8 @@ def make_plan(layers: int = 6, kind: str = "hybrid", correction: bool = True) ->
     space = default_space(base)
     choice = Choice(
         policies(layers, kind),
+        SETTINGS[1],
         decision=11,
-        index_map="footprint",
         correction=correction,
         budgets=((12, 0.2), (13, 0.12)),
         windows=((11, 2), (12, 1), (13, 0)),
@@ -49,8 +50,8 @@ def make_plan(layers: int = 6, kind: str = "hybrid", correction: bool = True) ->
     return plan.replace(provenance=Provenance(calibrated=True, tool="sparvar calibrate", note=note))
 
 
-def make_report(plan: Plan, *, setting: bool = True, shipped: bool = True, pruning: bool = True) -> dict[str, Any]:
-    """The report of a plan of `make_plan`, after a trip through JSON; ``setting`` names sinks and window in candidates.
+def make_report(plan: Plan, *, shipped: bool = True, pruning: bool = True) -> dict[str, Any]:
+    """The report of a plan of `make_plan`, after a trip through JSON.
 
     Sections can be taken away from what is returned.
     """
@@ -88,7 +89,7 @@ def make_report(plan: Plan, *, setting: bool = True, shipped: bool = True, pruni
         ],
         "others": others,
         "costs": {"dense_seconds": dense_seconds, "device": "a test"},
-        "sites": _sites(plan, setting),
+        "sites": _sites(plan),
         "machine": {"device": "a test", "torch": "2.13.0", "sparvar": "0"},
         "calibration_seconds": 612.0,
         "target": None,
@@ -114,7 +115,7 @@ def _rho(plan: Plan, scale: int) -> float:
     return 0.18 + 0.42 / (1 + math.exp(-(scale - 7.5)))
 
 
-def _sites(plan: Plan, setting: bool) -> list[dict[str, Any]]:
+def _sites(plan: Plan) -> list[dict[str, Any]]:
     base = base_plan(len(plan.layers))
     space = default_space(base)
     shares = [
@@ -145,40 +146,38 @@ def _sites(plan: Plan, setting: bool) -> list[dict[str, Any]]:
                 "kept": {},
             }
             if scale >= space.first:
-                _candidates(site, base, space, shares, deep, setting)
+                _candidates(site, base, space, shares, deep)
             found.append(site)
     return found
 
 
 def plan_share(base: Plan, space: Space, scale: int, number: int) -> float:
     """Share of keys that csla keeps at a scale with the windows of one ladder."""
-    plan = plan_of(base, space, Choice(("csla",) * len(base.layers), windows=((scale, number),)))
+    plan = plan_of(base, space, Choice(("csla",) * len(base.layers), SETTINGS[1], windows=((scale, number),)))
     share = plan.kept_share(scale, "csla")
     assert share is not None
     return share
 
 
-def _candidates(
-    site: dict[str, Any], base: Plan, space: Space, shares: list[dict[int, float]], deep: float, setting: bool
-) -> None:
+def _candidates(site: dict[str, Any], base: Plan, space: Space, shares: list[dict[int, float]], deep: float) -> None:
     scale = site["scale"]
-    part = f"+s{space.sink_scales}w0" if setting else ""
-    sinks = sum(base.tokens(number) for number in range(1, space.sink_scales + 1)) / base.keys(scale)
+    sinks = base.offset(SETTINGS[0].sinks + 1) / base.keys(scale)
     for decision in (number for number in space.decisions if number < scale):
-        for number, index_map in enumerate(space.maps):
+        for number, setting in enumerate(SETTINGS):
             for budget in space.budgets:
-                start = f"cs4a/{decision}/{index_map}{part}/{budget:g}"
+                plain = cs4a_key(decision, setting, budget, None)
                 recall = 1 - (1 - budget) ** (2.5 + 9 * deep) * (0.9 + 0.02 * (scale - decision) - 0.05 * number)
                 error = 0.8 * (1 - recall) ** 0.7 * (0.4 + 0.6 * deep)
-                site["kept"][f"{start}/-"] = budget + (1 - budget) * sinks
-                site["recall"][f"{start}/-"] = recall
-                site["relative_error"][f"{start}/-"] = error
+                site["kept"][plain] = budget + (1 - budget) * sinks
+                site["recall"][plain] = recall
+                site["relative_error"][plain] = error
                 for first in space.firsts:
                     if scale != decision + 1 or first == budget:
-                        site["relative_error"][f"{start}/{first:g}"] = 0.7 * error
+                        site["relative_error"][cs4a_key(decision, setting, budget, first)] = 0.7 * error
     for number, share in enumerate(shares):
-        site["kept"][f"csla/{number}"] = share[scale]
-        site["relative_error"][f"csla/{number}"] = 0.25 * (1 - share[scale]) * (1.3 - deep) / (number + 1)
+        name = csla_key(number, SETTINGS[0].sinks)
+        site["kept"][name] = share[scale]
+        site["relative_error"][name] = 0.25 * (1 - share[scale]) * (1.3 - deep) / (number + 1)
 
 
 def _pruning(plan: Plan) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_what_a_report_lacks_is_left_out_with_a_sentence(
 def test_a_report_of_late_scales_alone() -> None:
     """As calibration wrote it before it looked at every scale."""
     plan = make_plan(6)
-    report = make_report(plan, setting=False, pruning=False)
+    report = make_report(plan, pruning=False)
     report["sites"] = [site for site in report["sites"] if site["scale"] >= 9]
     for name in ("target", "nearest", "decisions"):
         del report[name]
@@ -290,23 +290,20 @@ def test_the_assignment_shows_every_site_and_its_error() -> None:
     assert len(cells(plan, make(plan, report), 1)) == 12
 
 
-@pytest.mark.parametrize("setting", [True, False])
-def test_the_candidate_of_a_site(setting: bool) -> None:
+def test_the_candidate_of_a_site() -> None:
     plan = make_plan(6)
-    report = make_report(plan, setting=setting)
-    part = "+s4w0" if setting else ""
+    report = make_report(plan)
     own = {(site["layer"], site["scale"]): own_candidate(plan, site) for site in report["sites"]}
-    assert own[1, 12] == f"cs4a/11/footprint{part}/0.2/0.2"
-    assert own[3, 13] == f"cs4a/11/footprint{part}/0.12/0.2"
+    assert own[1, 12] == "cs4a/11/footprint+s4w0/0.2/0.2"
+    assert own[3, 13] == "cs4a/11/footprint+s4w0/0.12/0.2"
     assert own[1, 11] is None and own[0, 13] is None
-    assert [own[4, scale] for scale in (11, 12, 13)] == ["csla/2", "csla/1", "csla/0"]
+    assert [own[4, scale] for scale in (11, 12, 13)] == ["csla/2+s4", "csla/1+s4", "csla/0+s4"]
 
 
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     "change",
     [
-        {"sink_scales": 3},
         {"cs4a": {12: {"budget": 0.2, "window": 7}, 13: {"budget": 0.12, "window": 7}}},
         {"cs4a": {12: {"budget": 0.2}, 13: {"budget": 0.13}}},
         {"cs4a": {12: {"budget": 0.08}, 13: {"budget": 0.12}}},

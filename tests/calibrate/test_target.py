@@ -49,6 +49,7 @@ def test_the_table_means_what_a_timed_one_does(base: Plan, space: Space) -> None
     targets = set(range(space.first, len(SIDES) + 1))
     assert set(found.dense) == {min(space.decisions)} | targets
     assert set(found.decide) == set(space.decisions)
+    assert set(found.correcting) == set(space.decisions)
     assert set(found.mapping) == set(found.correction) == set(found.sparse) == targets
     assert found.extra == {}
     assert all(found.decide[scale] > found.dense[scale] for scale in space.decisions)
@@ -82,17 +83,17 @@ def test_a_whole_generation_is_attention_and_the_rest(base: Plan, space: Space) 
 
 def test_the_solver_finds_sparse_plans_with_it(base: Plan, space: Space) -> None:
     """Half of the squared error goes with every step up the budgets; the plan found takes less than dense."""
-    names = [csla_key(number) for number in range(len(space.ladders))]
+    names = [csla_key(number, sinks) for number in range(len(space.ladders)) for sinks in space.spans]
     budgets = {name: 0.1 * (number + 1) for number, name in enumerate(names)}
     errors = {name: 0.4 for name in names}
     for decision in space.decisions:
-        for index_map in space.maps:
+        for setting in space.settings:
             for step, budget in enumerate(space.budgets):
                 for first in (None, *space.firsts):
-                    name = cs4a_key(decision, index_map, budget, first)
+                    name = cs4a_key(decision, setting, budget, first)
                     budgets[name], errors[name] = budget, 0.2 / 2**step
     record = {
-        "norm": [1.0],
+        "norm_seen": [1.0],
         "calls": [1.0],
         "errors": {name: [error] for name, error in errors.items()},
         "kept": {name: [share] for name, share in budgets.items()},

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparvar.errors import PlanError
-from sparvar.scale_plans import Plan, carried, infinity_schedules, load_plan, shipped_plans, transfer
+from sparvar.scale_plans import Plan, carried, infinity_schedules, load_plan, transfer
 from sparvar.scale_plans.data import Thresholds
 from sparvar.scale_plans.schedules import squares
 from tests.scale_plans.strategies import infinity_plan, plans
 
 SCHEDULES = infinity_schedules()
+SWEPT = Plan.load(Path(__file__).parents[2] / "benchmarks" / "plans" / "landscape-swept.json")
 grids = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64)), min_size=1, max_size=9)
 
 
@@ -24,14 +27,15 @@ def test_every_schedule_of_infinity_gets_a_sound_plan(source: str, name: str) ->
     assert there.check() == []
     assert there.layers == plan.layers
     assert there.decision_scale is not None and there.decision_scale > there.sink_scales
-    assert list(there.cs4a) == list(range(there.decision_scale + 1, there.scales + 1))
+    assert list(there.cs4a) == list(range(min(there.cs4a), there.scales + 1))
+    assert there.decision_scale < min(there.cs4a)
     assert there.cs4a[there.scales].budget == plan.cs4a[plan.scales].budget
     assert there.sinks / there.keys(there.scales) <= plan.sinks / plan.keys(plan.scales)
 
 
 def test_scales_correspond_by_relative_size_where_there_are_fewer() -> None:
     """1M has 32, 40, 48, 64 at its end, 0.25M 16, 20, 24, 32 and 0.06M 8, 12, 16, without an equal of 40 of 64."""
-    plan = shipped_plans()["landscape"]
+    plan = SWEPT
     assert (plan.decision_scale, [entry.budget for entry in plan.cs4a.values()]) == (10, [0.3, 0.15, 0.05])
     quarter = transfer(plan, SCHEDULES["0.25M/1"])
     assert quarter.decision_scale == 7
@@ -109,7 +113,7 @@ def test_any_plan_goes_to_any_schedule(plan: Plan, schedule: list[tuple[int, int
 
 
 def test_a_scale_whose_counterpart_is_dense_is_dense() -> None:
-    plan = shipped_plans()["landscape"]
+    plan = SWEPT
     plan = plan.replace(cs4a={13: plan.cs4a[13]})
     there = transfer(plan, SCHEDULES["0.25M/1"])
     assert list(there.cs4a) == [10]
@@ -117,14 +121,14 @@ def test_a_scale_whose_counterpart_is_dense_is_dense() -> None:
 
 
 def test_one_scale_is_all_dense_and_the_plan_says_so() -> None:
-    there = transfer(shipped_plans()["landscape"], [(32, 32)])
+    there = transfer(SWEPT, [(32, 32)])
     assert there.planned_sites() == 0
     assert (there.decision_scale, dict(there.cs4a), set(there.layers)) == (None, {}, {"dense"})
     assert "layers became dense" in there.provenance.note
 
 
 def test_it_says_where_it_comes_from_and_measures_nothing() -> None:
-    plan = shipped_plans()["landscape"].replace(measured={"psnr_db": 32.0})
+    plan = SWEPT.replace(measured={"psnr_db": 32.0})
     there = transfer(plan, SCHEDULES["1M/1.5"])
     assert there.name == "landscape@78x52"
     assert not there.provenance.calibrated and not there.measured
@@ -143,11 +147,11 @@ def test_it_says_where_it_comes_from_and_measures_nothing() -> None:
 )
 def test_bad_schedules(schedule: list[tuple[int, int]], says: str) -> None:
     with pytest.raises(PlanError, match=says):
-        transfer(shipped_plans()["landscape"], schedule)
+        transfer(SWEPT, schedule)
 
 
 def test_where_pruning_starts_goes_along() -> None:
-    bare = shipped_plans()["landscape"].replace(thresholds=Thresholds())
+    bare = SWEPT.replace(thresholds=Thresholds())
     assert transfer(bare, SCHEDULES["0.25M/1"]).thresholds == bare.thresholds
     thresholds = Thresholds(
         tau=0.4,
@@ -168,7 +172,7 @@ def test_where_pruning_starts_goes_along() -> None:
 
 
 def test_carried_serves_any_schedule() -> None:
-    plan = shipped_plans()["landscape"]
+    plan = SWEPT
     plans = carried(plan)
     assert plans.choose(None) is plan
     assert plans.choose(plan.schedule) is plan

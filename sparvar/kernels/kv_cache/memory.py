@@ -8,6 +8,8 @@ whose memory goes back to the system when the model drops its caches; 130 with t
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import math
 import mmap
 import threading
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["empty", "held_bytes", "idle_bytes", "release_idle"]
+__all__ = ["empty", "give_back", "held_bytes", "idle_bytes", "release_idle"]
 
 HUGE_PAGE = 2 << 20
 
@@ -71,6 +73,14 @@ def release_idle() -> None:
     """Give memory that no cache uses back to the system."""
     with _lock:
         _blocks[:] = [block for block in _blocks if not block.holder.expired()]
+
+
+def give_back() -> None:
+    """Give everything that generations leave back to the system: idle caches, garbage, free pages of the C heap."""
+    gc.collect()
+    release_idle()
+    with contextlib.suppress(OSError, AttributeError):  # musl and other systems have no malloc_trim
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def held_bytes() -> int:
