@@ -4,13 +4,15 @@
 peak memory beside that of a dense generation, what it predicted and what held-out images said, and the paper's fixed
 setting and the shipped plan on the same images. ``python benchmarks/calibrate.py runs --work W`` repeats the search and
 its confirmation on other images: every run draws its check and held-out images, seeds and classes, from one pool
-without putting any back, so that they are disjoint, and finds its own plan. Both write into one result file.
+without putting any back, so that they are disjoint, and finds its own plan. ``python benchmarks/calibrate.py compare``
+sets plans side by side on new images. All write into one result file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import statistics
@@ -23,12 +25,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+import sparvar
 from sparvar.calibrate import Budget, Effort, load_subject
 from sparvar.calibrate import run as calibration
 from sparvar.calibrate.loop import Held, Loop
 from sparvar.calibrate.runner import Measured, Runner, together
-from sparvar.scale_plans import Plan, write_whole
+from sparvar.scale_plans import Plan, load_plan, write_whole
 from sparvar.tools.machine import machine
 from sparvar.zoo import CLASSES
 
@@ -180,6 +184,50 @@ class Steps(calibration._Steps):
 
 class Finished(Exception):
     """All runs are done."""
+
+
+@app.command()
+def compare(
+    plans: Annotated[list[str], typer.Argument(help="Plan files or names; seconds are compared with the first.")],
+    images: int = 12,
+    seed: int = 888_000,
+    out: Path = OUT,
+) -> None:
+    """Plans on the same new images, in turns, each round beginning with another plan after one warm-up."""
+    subject = load_subject("zoo:landscape")
+    loaded = {Path(name).stem: load_plan(name) for name in plans}
+    metrics: dict[str, list[tuple[float, float, float]]] = {name: [] for name in loaded}
+    for plan in loaded.values():
+        sparvar.compile(subject.model, plan)
+        subject.draw(subject.model, 0, seed)
+    for number in range(images):
+        sparvar.detach(subject.model)
+        reference = subject.draw(subject.model, number % len(CLASSES), seed + number)
+        names = list(loaded)
+        names = names[number % len(names) :] + names[: number % len(names)]
+        for name in [names[-1], *names]:  # the first draw after a dense one is a warm-up, overwritten below
+            sparvar.compile(subject.model, loaded[name])
+            started = time.perf_counter()
+            image = subject.draw(subject.model, number % len(CLASSES), seed + number)
+            seconds = time.perf_counter() - started
+            error = float((image - reference).square().mean())
+            structure = float(ssim(image[None], reference[None], data_range=1.0))  # type: ignore[arg-type]
+            metrics[name] = [*metrics[name][:number], (-10 * math.log10(error), structure, seconds)]
+        print(f"image {number + 1} of {images}", flush=True)
+    first = metrics[next(iter(metrics))]
+    found = {
+        name: {
+            "digest": loaded[name].digest,
+            "psnr_db": {**spread([row[0] for row in rows]), "mean": statistics.mean(row[0] for row in rows)},
+            "ssim_mean": statistics.mean(row[1] for row in rows),
+            "seconds": spread([row[2] for row in rows]),
+            "seconds_over_first": spread([row[2] / base[2] for row, base in zip(rows, first, strict=True)]),
+            "psnr_over_first_db": statistics.mean(row[0] - base[0] for row, base in zip(rows, first, strict=True)),
+        }
+        for name, rows in metrics.items()
+    }
+    print(json.dumps(found, indent=1))
+    add(out, "compare", {"images": images, "seed": seed, "plans": found})
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -27,6 +27,9 @@ POWERS = (0.2, 1.5)
 WEIGHTS = (0.2, 5.0)
 """Limits of what is fitted: a few generations are noisy."""
 
+NEARLY_ALL = 0.9
+"""A candidate that keeps as many keys is dense attention with lists: whatever it seems to save is noise of timing."""
+
 Sites = dict[tuple[int, int], Sums]
 
 
@@ -164,16 +167,18 @@ class _Scale:
 
         return ScaleOptions(
             scale,
-            np.array([np.zeros(layers), *(self._errors(name) for name, _ in mapped)]),
+            np.array([np.zeros(layers), *(self._errors(name, kept(plain)) for name, plain in mapped)]),
             np.array([0.0, *(costs.cs4a(scale, kept(plain), correction) - dense for _, plain in mapped)]),
-            np.array([np.zeros(layers), *(self._errors(name) for name in local)]),
+            np.array([np.zeros(layers), *(self._errors(name, kept(name)) for name in local)]),
             np.array([0.0, *(costs.csla(scale, kept(name)) - dense for name in local)]),
             self.sensitivity.factors[scale],
             self.sensitivity.powers[scale],
             must_map=must_map,
         )
 
-    def _errors(self, name: str) -> NDArray[np.float64]:
+    def _errors(self, name: str, kept: float) -> NDArray[np.float64]:
+        if kept >= NEARLY_ALL:
+            return np.full(len(self.base.layers), np.inf)
         squared = np.array(relative_errors(self.sites, self.scale, len(self.base.layers), name))
         weighted = np.array(self.sensitivity.weights) * squared
         return weighted if self.max_error is None else np.where(squared > self.max_error**2, np.inf, weighted)

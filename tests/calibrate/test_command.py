@@ -50,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "measured, held out" in done.stdout
+    (folder / "first.json").write_bytes((folder / "plan.json").read_bytes())  # others write their own over it
     return folder
 
 
@@ -81,16 +82,18 @@ def test_writes_a_plan_and_the_reasons(folder: Path) -> None:
 
 
 def test_the_same_seed_and_cost_table_give_the_same_plan(folder: Path) -> None:
-    before = Plan.load(folder / "plan.json").digest
-    done = run(folder, "--min-psnr", "8")
+    # In a folder of its own, so that nothing is taken from the journal.
+    environment = {"SPARVAR_CACHE_DIR": str(folder / "cache"), "COLUMNS": "200"}
+    again = folder / "again"
+    done = CliRunner().invoke(app, arguments_of(again, "--min-psnr", "8"), env=environment)
     assert done.exit_code == 0, done.stderr
-    assert report(folder)["costs_cached"]
-    assert Plan.load(folder / "plan.json").digest == before
+    assert report(again)["costs_cached"]
+    assert Plan.load(again / "plan.json").digest == Plan.load(folder / "first.json").digest
 
 
 def test_a_budget_that_no_sparse_plan_meets_gives_the_dense_plan_and_says_so(folder: Path) -> None:
     # Identical images count as 100 dB, which a sparse plan reaches on two small ones now and then: ask for more.
-    done = run(folder, "--min-psnr", "101")
+    done = run(folder, "--resume", "--min-psnr", "101")
     assert done.exit_code == 0, done.stderr
     assert "all dense" in done.stdout
     plan = Plan.load(folder / "plan.json")
@@ -172,11 +175,9 @@ def lines_of(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.is_file() else 0
 
 
-@pytest.mark.parametrize("lines", [1, 7, 20])
+@pytest.mark.parametrize("lines", [1, 12])
 def test_killed_at_any_moment_it_resumes_to_the_same_plan(folder: Path, tmp_path: Path, lines: int) -> None:
     # The cost table is the one of the finished run: seconds of another moment may give another plan.
-    done = run(folder, "--min-psnr", "8")
-    assert done.exit_code == 0, done.stderr
     environment = {**os.environ, "SPARVAR_CACHE_DIR": str(folder / "cache")}
     command = [sys.executable, "-m", "sparvar.tools", *arguments_of(tmp_path, "--min-psnr", "8")]
     journal = tmp_path / "plan.json.work" / "journal.jsonl"
@@ -193,7 +194,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_plan(folder: Path, tmp_path
         env={"SPARVAR_CACHE_DIR": str(folder / "cache"), "COLUMNS": "200"},
     )
     assert resumed.exit_code == 0, resumed.stderr
-    assert Plan.load(tmp_path / "plan.json").digest == Plan.load(folder / "plan.json").digest
+    assert Plan.load(tmp_path / "plan.json").digest == Plan.load(folder / "first.json").digest
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
@@ -230,7 +231,7 @@ def test_a_full_disk_loses_nothing(folder: Path, tmp_path: Path) -> None:
         ("tiny", b'sea\n{"a": \n', ["--min-psnr", "30"], "line 2: must be a label or a JSON value, got broken JSON"),
         ("nosuch", LABELS, ["--min-psnr", "30"], "has no callable named nosuch"),
         ("number", LABELS, ["--min-psnr", "30"], "must be a sparvar.calibrate Subject"),
-        ("broken", LABELS, ["--min-psnr", "30"], "attention of layer 1 at scale 2: must be finite, got NaN"),
+        ("broken", LABELS, ["--min-psnr", "30"], "attention of layer 1 at scale 3: must be finite, got NaN"),
     ],
 )
 def test_bad_input(tmp_path: Path, model: str, labels: bytes, arguments: list[str], text: str) -> None:
