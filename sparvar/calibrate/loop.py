@@ -213,6 +213,15 @@ class Loop:
             parts.append(f"the fastest that was run took {self._took(best):.2f} s at {best.measured.mean_psnr:.1f} dB")
         return "; ".join(parts) + "; give more time, or less quality"
 
+    def nearest_run(self) -> str | None:
+        """In words, of the sparse plans that were run and missed the budget the one with the best images, or None."""
+        run = [trial.measured for trial in self.trials if trial.measured is not None]
+        if self.chosen.plan.planned_sites() or not run:
+            return None
+        best = max(run, key=lambda measured: measured.mean_psnr)
+        took = f" in {best.median_seconds:.2f} s" if self.timed else ""
+        return f"a sparse plan that was run reached {best.mean_psnr:.1f} dB{took}, without room for other images"
+
     def _slack(self, measured: Measured) -> tuple[float, float]:
         """(slack, margin) in dB: what the checks leave above the budget and above the margin for other images."""
         count = math.sqrt(1 / self.effort.checks + 1 / self.effort.held_out)

@@ -7,6 +7,7 @@ bounded by ``B * H * sum over S of (4 * G_S * T_S + 2 * F * N_S * D)`` bytes per
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,11 +95,11 @@ class Observer:
                 self._near.see(site.scale, sums, found)
         if self.space.measured(site.scale):
             seen = Sample(self.base.grid(site.scale), self.base.tile, self.turn + site.layer)
-            operands = (seen.queries(query), key, value, scale)
-            dense, mass = seen.queries(out), seen.tiles(sums / sums.sum(-1, keepdim=True))
-            _add(found, "norm_seen", _energy(dense))
-            self._mapped(site, seen, operands, dense, mass, found)
-            self._local(site, seen, operands, dense, mass, found)
+            mass = seen.tiles(sums / sums.sum(-1, keepdim=True))
+            view = _View(seen, seen.queries(query), key, value, scale, seen.queries(out), mass, found)
+            _add(found, "norm_seen", _energy(view.out))
+            self._mapped(site, view)
+            self._local(site, view)
         if site.scale in self.space.decisions:
             self._decided(site, (query, key, value, scale), out, sums)
         if site.scale == self.base.scales:
@@ -127,16 +128,7 @@ class Observer:
         ends = [self.base.keys(min(leading, scale)) for leading in range(1, min(self.space.decisions))]
         return [float(mass[end - 1]) for end in ends]
 
-    def _mapped(
-        self,
-        site: SiteContext,
-        seen: Sample,
-        operands: tuple[Tensor, Tensor, Tensor, float],
-        out: Tensor,
-        mass: Tensor,
-        found: Sums,
-    ) -> None:
-        query, key, value, scale = operands
+    def _mapped(self, site: SiteContext, view: _View) -> None:
         for decision in self.space.decisions:
             if decision >= site.scale:
                 continue
@@ -150,40 +142,48 @@ class Observer:
                         chosen[wanted] = Columns(*kernels.select_columns(self._sums[site.layer, decision], wanted))
                     context = SiteContext(_shadow(plan), site.layer, site.scale)
                     context.session.columns[site.layer, wanted] = chosen[wanted]
-                    columns = seen.columns(mapped_columns(context, query.shape[0]))
-                    sparse = attend_columns(query, key, value, columns, None, scale, seen.grid, plan.tile)
-                    _candidate(found, cs4a_key(decision, setting, budget, None), sparse, out, columns, mass)
+                    columns = mapped_columns(context, view.query.shape[0])
+                    sparse = view.candidate(cs4a_key(decision, setting, budget, None), columns, plan.tile)
                     for first in self.space.firsts:
                         if site.scale == decision + 1 and first != budget:
                             continue  # the correction is made with the first sparse scale's own budget
                         if first not in grown:
-                            context.session.delta[site.layer] = self._delta[site.layer, decision, first].to(out.dtype)
-                            delta = upsampled_delta(context, query.shape[0])
+                            context.session.delta[site.layer] = self._delta[site.layer, decision, first].to(
+                                view.out.dtype
+                            )
+                            delta = upsampled_delta(context, view.query.shape[0])
                             assert delta is not None
-                            grown[first] = seen.queries(delta) - out
+                            grown[first] = view.sample.queries(delta) - view.out
                         name = cs4a_key(decision, setting, budget, first)
-                        _add(found["errors"], name, _energy(sparse + grown[first]))
+                        _add(view.found["errors"], name, _energy(sparse + grown[first]))
 
-    def _local(
-        self,
-        site: SiteContext,
-        seen: Sample,
-        operands: tuple[Tensor, Tensor, Tensor, float],
-        out: Tensor,
-        mass: Tensor,
-        found: Sums,
-    ) -> None:
-        query, key, value, scale = operands
+    def _local(self, site: SiteContext, view: _View) -> None:
         for pair, plan in self._csla.items():
-            columns = seen.columns(local_columns(plan, site.scale, query.device, self._lists[pair]))
-            sparse = attend_columns(query, key, value, columns, None, scale, seen.grid, plan.tile)
-            _candidate(found, csla_key(*pair), sparse, out, columns, mass)
+            columns = local_columns(plan, site.scale, view.query.device, self._lists[pair])
+            view.candidate(csla_key(*pair), columns, plan.tile)
 
 
-def _candidate(found: Sums, name: str, sparse: Tensor, out: Tensor, columns: Columns, mass: Tensor) -> None:
-    _add(found["errors"], name, _energy(sparse - out))
-    _add(found["kept"], name, [float(columns.counts.double().mean()) / mass.shape[-1]])
-    _add(found["recall"], name, [float(mass_on(columns, mass).mean())])
+@dataclass(frozen=True)
+class _View:
+    """What candidates of a site see: sampled queries with their dense output and softmax mass, and all keys."""
+
+    sample: Sample
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    out: Tensor
+    mass: Tensor
+    found: Sums
+
+    def candidate(self, name: str, columns: Columns, tile: tuple[int, int]) -> Tensor:
+        """Attend to the columns of a whole grid on the sample, add up what that loses, and return the output."""
+        columns = self.sample.columns(columns)
+        sparse = attend_columns(self.query, self.key, self.value, columns, None, self.scale, self.sample.grid, tile)
+        _add(self.found["errors"], name, _energy(sparse - self.out))
+        _add(self.found["kept"], name, [float(columns.counts.double().mean()) / self.mass.shape[-1]])
+        _add(self.found["recall"], name, [float(mass_on(columns, self.mass).mean())])
+        return sparse
 
 
 class Sample:

@@ -222,6 +222,7 @@ class _Steps:
             "held_out_attempts": held.attempts,
             "new_prompts": self.runner.held_prompts != self.runner.prompts,
             "all_dense": plan.planned_sites() == 0,
+            "nearest": loop.nearest_run(),
             "trials": [trial.as_dict() for trial in loop.trials],
             "front": loop.front(),
             "others": {name: found.as_dict() for name, found in others.items()},

@@ -114,6 +114,8 @@ def calibrate(
     screen.print(table(found))
     if found.report["all_dense"]:
         screen.print("No sparse plan met the budget: the plan is all dense.")
+        if found.report["nearest"] is not None:
+            screen.print(f"Nearest: {found.report['nearest']}.", soft_wrap=True)
     screen.print(f"Plan: {out}; report: {out.parent / PAGE_NAME}", soft_wrap=True)
     missed = missed_budget(found, budget)
     if missed:
