@@ -1,0 +1,1 @@
+"""A model and a plan as an artefact that runs without the model's code."""

@@ -1,0 +1,18 @@
+"""Model families, and how each exposes its generation as programs on explicit state."""
+
+from sparvar.export.families.base import Distribution, Family, Input, Kind, Noise, Schedule, State
+from sparvar.export.families.find import FAMILIES, family_of
+from sparvar.export.families.landscape import LandscapeFamily
+
+__all__ = [
+    "FAMILIES",
+    "Distribution",
+    "Family",
+    "Input",
+    "Kind",
+    "LandscapeFamily",
+    "Noise",
+    "Schedule",
+    "State",
+    "family_of",
+]

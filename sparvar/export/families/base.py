@@ -1,0 +1,212 @@
+"""What a model family must say about its generation so that it can be cut into programs on explicit state.
+
+A generation is ``begin``, then per scale all blocks in order and ``leave``, then ``decode``. The blocks are the
+model's own modules and are captured from their forward; the rest is written by the family with the model's
+submodules, as functions of tensors only. Whatever the model draws at random comes in as a tensor.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparvar.errors import CaptureError, OptionError, message
+
+Schedule = tuple[tuple[int, int], ...]
+"""(h, w) of every scale."""
+State = dict[str, Tensor]
+Kind = Literal["class", "number", "tensor"]
+Distribution = Literal["uniform", "exponential", "normal"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that a caller gives for every generation.
+
+    Attributes:
+        name: what a caller says.
+        kind: ``class`` (indices, int64), ``number`` (a scalar, float64: Python's own arithmetic) or ``tensor``.
+        shape, dtype: of the tensor.
+        default: of a number.
+        classes: names of the classes in order of their index, where they are known.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    default: float | None = None
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers of one scale, drawn in the order in which a family lists them.
+
+    Attributes:
+        name: ``noise/SCALE``, or ``noise/SCALE.PART`` where a scale needs several.
+        scale: that uses it, 1-based.
+        shape, dtype: of the tensor.
+        distribution: uniform on [0, 1), exponential with rate 1, or standard normal.
+        per_image: the first axis counts images, and image i is drawn from a generator of its own, seeded
+            ``seed + i``; otherwise one generator, seeded ``seed``, draws for all.
+    """
+
+    name: str
+    scale: int
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    distribution: Distribution = "uniform"
+    per_image: bool = False
+
+    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """The numbers, from one generator per image or from the first."""
+        if self.per_image:
+            one = replace(self, shape=self.shape[1:], per_image=False)
+            return torch.stack([one.draw([generator]) for generator in generators])
+        generator, dtype = generators[0], getattr(torch, self.dtype)
+        if self.distribution == "uniform":
+            return torch.rand(self.shape, generator=generator, dtype=dtype)
+        if self.distribution == "normal":
+            return torch.randn(self.shape, generator=generator, dtype=dtype)
+        return torch.empty(self.shape, dtype=dtype).exponential_(generator=generator)
+
+
+class Family(ABC):
+    """A model whose generation is exposed as programs on explicit state.
+
+    Scales are 1-based, layers 0-based. ``begin``, ``leave`` and ``decode`` can be traced by ``torch.export``: static
+    shapes, no Python decision on a value, nothing kept between calls. Run them without gradients.
+
+    Attributes:
+        name: of the family.
+        model_class: name of the model's class, which is all that is known of it before it is looked at.
+        needs: attributes, with dots, that a model of this class must have.
+        block_values: what a tensor argument of a block's forward is, by its source as Dynamo writes it
+            (``L['x']``); tensor arguments that are neither named here nor parameters are constants of the scale.
+        model: the model.
+        images: images of one run.
+        schedule: (h, w) of every scale.
+        prefix: text tokens that stand before scale 1 in the blocks' caches.
+        rows: batch rows in the blocks.
+        inputs, noise: what a run takes.
+        roots: modules that own the parameters and buffers that programs use, by a name for each.
+    """
+
+    name: ClassVar[str]
+    model_class: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    block_values: ClassVar[Mapping[str, str]]
+
+    model: Any
+    images: int
+    schedule: Schedule
+    prefix: int = 0
+    rows: int
+    inputs: tuple[Input, ...]
+    noise: tuple[Noise, ...]
+    roots: Mapping[str, nn.Module]
+
+    def __init__(self, model: nn.Module, images: int = 1) -> None:
+        """Check that the model has what the family needs.
+
+        Raises:
+            CaptureError: attributes are missing.
+            OptionError: ``images`` is below 1.
+        """
+        if images < 1:
+            raise OptionError(message("images", "be at least 1", images))
+        absent = [path for path in self.needs if not _has(model, path)]
+        if absent:
+            subject = f"{self.name} family, {type(model).__name__}"
+            raise CaptureError(message(subject, f"have {', '.join(self.needs)}", f"none of {', '.join(absent)}"))
+        self.model, self.images = model, images
+        self.roots = {"model": model}
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks in order of execution."""
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def block(self, layer: int) -> nn.Module:
+        """The block whose forward is captured."""
+        return self.blocks[layer]
+
+    @abstractmethod
+    def call_block(self, layer: int, x: Tensor, state: State, scale: int) -> Tensor:
+        """Call a block as the model does at a scale, with the caches that it keeps itself."""
+
+    def between(self, layer: int, x: Tensor, state: State, scale: int) -> Tensor | None:
+        """What the model makes of a block's output before it reaches the next block; None if it leaves it alone."""
+        return None
+
+    @abstractmethod
+    def caching(self, enable: bool) -> None:
+        """Switch the model's own key and value caches on, empty, or off."""
+
+    @abstractmethod
+    def begin(self, inputs: dict[str, Tensor]) -> State:
+        """The state before the first scale, with ``x``, the first block's input [rows, h*w, C]."""
+
+    @abstractmethod
+    def leave(self, scale: int, state: State, noise: dict[str, Tensor]) -> State:
+        """From the last block's output ``state["x"]`` and the scale's noise to what changes in the state.
+
+        ``x`` is the next scale's input and is missing after the last scale; what does not change is left out.
+        """
+
+    @abstractmethod
+    def decode(self, state: State) -> Tensor:
+        """Images [images, 3, H, W] in [0, 1], float32."""
+
+    @abstractmethod
+    def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
+        """The model's own generation, as its user calls it, to images as ``decode`` gives them."""
+
+    def draw(self, seed: int) -> dict[str, Tensor]:
+        """All noise of a run, by name, on the CPU."""
+        generators = [torch.Generator().manual_seed(seed + image) for image in range(self.images)]
+        return {noise.name: noise.draw(generators) for noise in self.noise}
+
+    def noise_of(self, scale: int, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part of ``drawn`` that a scale takes."""
+        return {noise.name: drawn[noise.name] for noise in self.noise if noise.scale == scale}
+
+    def run(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
+        """The whole generation as a chain of this family's functions and the model's blocks, eagerly."""
+        drawn = self.draw(seed)
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            self.caching(True)
+            try:
+                state = self.begin(inputs)
+                for scale in range(1, len(self.schedule) + 1):
+                    x = state.pop("x")
+                    for layer in range(self.layers):
+                        x = self.call_block(layer, x, state, scale)
+                        changed = self.between(layer, x, state, scale)
+                        x = x if changed is None else changed
+                    noise = {name: value.to(device) for name, value in self.noise_of(scale, drawn).items()}
+                    state.update(self.leave(scale, {**state, "x": x}, noise))
+            finally:
+                self.caching(False)
+            return self.decode(state)
+
+
+def _has(model: object, path: str) -> bool:
+    try:
+        reduce(getattr, path.split("."), model)
+    except AttributeError:
+        return False
+    return True
