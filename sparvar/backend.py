@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo as dynamo
 from torch import Tensor, fx, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from sparvar.dynamo_support import fold_numpy
-from sparvar.errors import CaptureError, GraphBreakError, OptionError, PlanError, SparvarError, message
+from sparvar.errors import CaptureError, OptionError, PlanError, message
 from sparvar.options import Options, PlanSource
 from sparvar.passes import (
     Candidate,
@@ -25,7 +24,7 @@ from sparvar.passes import (
 from sparvar.runtime.attachment import Attachment, Site, attach, attachment_of, detach
 from sparvar.runtime.schedules import parameters_of
 from sparvar.scale_plans import Plan, PlanSet, find_published, load_plan, published_models, shipped_plans
-from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs
+from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs, unwrap_error
 
 
 def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
@@ -128,30 +127,6 @@ def _site(model: nn.Module, candidate: Candidate, whole_block: bool) -> Site:
     return Site(candidate.name, module, wrapped, type(module).forward, parameters_of(module.forward))
 
 
-def _unwrap(error: BaseException) -> BaseException:
-    """The sparvar error inside what Dynamo raises around a backend's error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SparvarError):
-            return seen
-        seen = getattr(seen, "inner_exception", None) or seen.__cause__
-    if isinstance(error, dynamo.exc.FailOnRecompileLimitHit):
-        return CaptureError(
-            message(
-                "compiled graphs",
-                f"be at most {dynamo.config.recompile_limit} per kind (scales times batch sizes and dtypes in use)",
-                "one more",
-                "raise torch._dynamo.config.recompile_limit, or use fewer batch sizes in one process",
-            )
-        )
-    if isinstance(error, dynamo.exc.Unsupported):
-        return GraphBreakError(
-            f"a site could not be captured as one graph: {str(error).splitlines()[0]};"
-            ' if it is a block with graph breaks, use options={"grain": "attention"}'
-        )
-    return error
-
-
 def compile(model: nn.Module, plan: PlanSource = "auto", **options: Any) -> nn.Module:
     """Attach sparvar to ``model`` in place and return it.
 
@@ -200,7 +175,9 @@ def _attach(model: nn.Module, options: Options) -> nn.Module:
     narrow = functools.partial(wire, "attention") if options.grain == "auto" else None
     attach(
         model,
-        Attachment(plans=plans, sites=sites, strict=options.strict, graphs_of=graphs_of, unwrap=_unwrap, narrow=narrow),
+        Attachment(
+            plans=plans, sites=sites, strict=options.strict, graphs_of=graphs_of, unwrap=unwrap_error, narrow=narrow
+        ),
     )
     return model
 

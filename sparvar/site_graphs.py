@@ -13,7 +13,7 @@ import torch
 import torch._dynamo as dynamo
 from torch import Tensor, fx
 
-from sparvar.errors import CaptureError, message
+from sparvar.errors import CaptureError, GraphBreakError, SparvarError, message
 from sparvar.passes import PASSES, GraphContext, Report, run_passes, uuid
 from sparvar.runtime.context import current
 from sparvar.version import __version__
@@ -104,7 +104,7 @@ class SiteGraphs:
         found = self._compiled.get((kind, scale))
         if found is None:
             made = torch.compile(
-                _copy(self.forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=self.strict
+                copy_of(self.forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=self.strict
             )
             found = self._compiled.setdefault((kind, scale), made)
         return found
@@ -134,7 +134,8 @@ class SiteGraphs:
         self.variants.add(variant)
 
 
-def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
+def copy_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of its own code object, which Dynamo's limits then count alone."""
     assert isinstance(function, types.FunctionType)
     copy = types.FunctionType(
         function.__code__.replace(),
@@ -162,3 +163,27 @@ def site_graphs(
     graphs compiled; ``prefix`` is part of the key because the KV buffer's size is.
     """
     return SiteGraphs(forward, inner, strict, dump)
+
+
+def unwrap_error(error: BaseException) -> BaseException:
+    """The sparvar error inside what Dynamo raises around a backend's error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SparvarError):
+            return seen
+        seen = getattr(seen, "inner_exception", None) or seen.__cause__
+    if isinstance(error, dynamo.exc.FailOnRecompileLimitHit):
+        return CaptureError(
+            message(
+                "compiled graphs",
+                f"be at most {dynamo.config.recompile_limit} per kind (scales times batch sizes and dtypes in use)",
+                "one more",
+                "raise torch._dynamo.config.recompile_limit, or use fewer batch sizes in one process",
+            )
+        )
+    if isinstance(error, dynamo.exc.Unsupported):
+        return GraphBreakError(
+            f"a site could not be captured as one graph: {str(error).splitlines()[0]};"
+            ' if it is a block with graph breaks, use options={"grain": "attention"}'
+        )
+    return error

@@ -1,1 +1,7 @@
-"""A model and a plan as an artefact that runs without the model's code."""
+"""Export: a model and a plan become an artefact of programs that run without either."""
+
+from sparvar.export.artefact import FORMATS, Export, export_artefact
+from sparvar.export.families import FAMILIES, Family, family_of
+from sparvar.export.subject import load_exportable
+
+__all__ = ["FAMILIES", "FORMATS", "Export", "Family", "export_artefact", "family_of", "load_exportable"]

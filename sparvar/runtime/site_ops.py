@@ -95,10 +95,14 @@ def upsampled_delta(site: SiteContext, batch: int) -> Tensor | None:
     delta = site.session.delta.get(site.layer)
     if delta is None or plan.decision_scale is None:
         return None
+    if delta.shape[0] == 2 * batch:
+        delta = delta[:batch]
+    return grow_delta(delta, plan.schedule[plan.decision_scale - 1], plan.schedule[site.scale - 1])
+
+
+def grow_delta(delta: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """A correction [B, H, N_S, D] on grid ``source`` carried to grid ``target`` bilinearly, [B, H, N, D]."""
     b, h, _n, d = delta.shape
-    if b == 2 * batch:
-        delta, b = delta[:batch], batch
-    source, target = plan.schedule[plan.decision_scale - 1], plan.schedule[site.scale - 1]
     # In memory [B, N, H, D], as attention writes it: a channels-last picture of H * D channels, read and written as
     # it lies.
     grid = delta.transpose(1, 2).reshape(b, *source, h * d).permute(0, 3, 1, 2)
@@ -151,7 +155,7 @@ def attend_columns(
     return _per_group(attend, query, key, value, indices, counts, *addend)[0]
 
 
-def _as_pinned(out: Tensor) -> Tensor:
+def as_pinned(out: Tensor) -> Tensor:
     """``out`` [B, H, N, D] laid out as [B, N, H, D], which the fakes promise."""
     return out if out.transpose(1, 2).is_contiguous() else out.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -191,7 +195,7 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         sparse = attend_columns(query, key, value, Columns(*columns), None, scale, grid, plan.tile)
         site.session.delta[site.layer] = out - sparse
     site.session.ran[site.scale, site.layer] = "decide"
-    return _as_pinned(out)
+    return as_pinned(out)
 
 
 @site_decide.register_fake
@@ -218,7 +222,7 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         correction = upsampled_delta(site, query.shape[0])
     out = attend_columns(query, key, value, columns, correction, scale, plan.schedule[site.scale - 1], plan.tile)
     site.session.ran[site.scale, site.layer] = "sparse"
-    return _as_pinned(out)
+    return as_pinned(out)
 
 
 @site_sparse.register_fake
@@ -239,7 +243,7 @@ def site_observe(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Ten
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have an observer", "none"))
     out = observer(site, query, key, value, scale)
     site.session.ran[site.scale, site.layer] = "observe"
-    return _as_pinned(out)
+    return as_pinned(out)
 
 
 @site_observe.register_fake

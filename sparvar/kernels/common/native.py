@@ -25,7 +25,15 @@ from sparvar import env
 from sparvar.errors import KernelError, SparvarWarning, message
 from sparvar.kernels.common.gpu import use_triton
 
-__all__ = ["NativeStatus", "implementation", "native_status", "native_symbol", "use_native"]
+__all__ = [
+    "NativeStatus",
+    "adopt_library",
+    "implementation",
+    "native_status",
+    "native_symbol",
+    "sources_digest",
+    "use_native",
+]
 
 Implementation = Literal["native", "triton", "portable"]
 
@@ -87,10 +95,16 @@ def _sources() -> list[Path]:
     return sorted(SOURCE_DIR.glob("*.cpp"))
 
 
-def _key(command: list[str], version: str) -> str:
+def sources_digest() -> str:
+    """Digest of the kernels' sources: libraries of equal digest have the same functions and argument blocks."""
     digest = hashlib.sha256()
     for path in sorted(SOURCE_DIR.glob("*.[ch]*")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _key(command: list[str], version: str) -> str:
+    digest = hashlib.sha256(sources_digest().encode())
     digest.update("\0".join([*command, version, _cpu_features()]).encode())
     return digest.hexdigest()[:24]
 
@@ -216,6 +230,22 @@ def _resolve() -> tuple[_Loaded | None, str]:
         loaded, reason = _build(tuple(env.compilers()), str(env.cache_dir()))
         _Choice.loaded, _Choice.asked = loaded, asked
     return loaded, reason
+
+
+def adopt_library(path: Path) -> None:
+    """Use a library that was compiled from these sources elsewhere, where none is loaded yet: nothing is compiled then.
+
+    Raises `KernelError` if it cannot be loaded.
+    """
+    with _lock:
+        asked = env.cpu_kernels()
+        if _Choice.loaded is not None or asked == "portable":
+            return
+        try:
+            _Choice.loaded = _load(path, "compiled elsewhere")
+        except (OSError, AttributeError) as error:
+            raise KernelError(message(str(path), "be a library of CPU kernels", error, REMEDY)) from error
+        _Choice.asked = asked
 
 
 def use_native() -> bool:

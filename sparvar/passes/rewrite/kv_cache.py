@@ -39,7 +39,7 @@ class KvCacheRule:
     def _rewrite(
         self, graph: fx.Graph, node: fx.Node, call: AttentionCall, context: GraphContext, outcome: Outcome
     ) -> None:
-        dtype = _compute_dtype(node, call)
+        dtype = compute_dtype(node, call)
         if context.keys == context.tokens:  # the first call: there is no cache yet
             if dtype != example(node).dtype:
                 _narrow_output(graph, node, dtype)
@@ -79,7 +79,7 @@ class KvCacheRule:
         outcome.count += 1
 
 
-def _compute_dtype(node: fx.Node, call: AttentionCall) -> torch.dtype:
+def compute_dtype(node: fx.Node, call: AttentionCall) -> torch.dtype:
     """The type in which attention computes, where nothing but attention and the model's cache see the keys.
 
     Others, a norm of the keys say, would see rounded ones, so that the keys keep their type then.

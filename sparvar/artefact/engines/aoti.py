@@ -1,0 +1,141 @@
+"""AOTInductor packages: native code that torch loads, on the CPU or on a CUDA device."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparvar.artefact.tensors import TensorFile
+from sparvar.errors import ArtefactError, message
+
+
+class AotiEngine:
+    """Loads and runs one artefact's packages.
+
+    Args:
+        device: ``cpu`` or ``cuda``, with a number where there are several.
+    """
+
+    name = "aoti"
+
+    def __init__(self, device: str = "cpu") -> None:
+        import torch
+
+        import sparvar.kernels  # noqa: F401  programs call its ops
+
+        self.torch = torch
+        self.device = torch.device(device)
+
+    def tensors(self, file: TensorFile, names: Sequence[str]) -> dict[str, Any]:
+        """Tensors of a file: mapped from it on the CPU, copied once to another device."""
+        found = {name: file.torch(name) for name in names}
+        if self.device.type == "cpu":
+            return found
+        return {name: tensor.to(self.device) for name, tensor in found.items()}
+
+    def buffer(self, shape: Sequence[int], dtype: str) -> Any:
+        """Memory that programs write into."""
+        with self.torch.inference_mode(False):
+            return self.torch.empty(tuple(shape), dtype=getattr(self.torch, dtype), device=self.device)
+
+    def tensor(self, value: Any, dtype: str) -> Any:
+        """A value on the engine's device."""
+        return self.torch.as_tensor(value, dtype=getattr(self.torch, dtype)).to(self.device)
+
+    def program(self, path: Path, runners: int) -> Any:
+        """A loaded package; ``runners`` calls may run at once."""
+        # The loader that torch offers in Python also reads pickled extras of an archive; this one reads native code
+        # and JSON alone.
+        index = -1 if self.device.type == "cpu" else (self.device.index or 0)
+        try:
+            loader = self.torch._C._aoti.AOTIModelPackageLoader(str(path), "model", runners == 1, runners, index)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(
+                message(f"program {path.name}", "be a package that torch can load", reason, "export it again")
+            ) from error
+        return loader.boxed_run
+
+    def adopt(self, native: Sequence[Path]) -> None:
+        """Load the CPU kernels that came with the artefact, so that nothing is compiled here."""
+        from sparvar.kernels.common.native import adopt_library
+
+        for path in native:
+            adopt_library(path)
+
+    def running(self) -> Any:
+        """Around a run."""
+        return self.torch.inference_mode()
+
+    def images(self, value: Any, wanted: int) -> Any:
+        """The first images of a run's result."""
+        return value[:wanted].clone()  # not an inference tensor: a caller may go on with it as with any other
+
+    def joined(self, parts: Sequence[Any]) -> Any:
+        """Images of several runs as one tensor."""
+        return parts[0] if len(parts) == 1 else self.torch.cat(list(parts))
+
+    def check(self, requires: Mapping[str, Any]) -> None:
+        """Compare what the programs were built for with this machine.
+
+        Raises:
+            ArtefactError: they differ; the message names both and what to do.
+        """
+        here = facts(self.device.type)
+        for name, wanted in requires.items():
+            if name == "cpu":
+                missing = sorted(set(wanted) - set(here["cpu"]))
+                if missing:
+                    raise ArtefactError(
+                        message(
+                            "this CPU",
+                            f"have {', '.join(missing)}, which the programs were built for",
+                            "one without",
+                            "export the artefact on a machine like this one, or use its onnx format",
+                        )
+                    )
+            elif here.get(name) != wanted:
+                raise ArtefactError(
+                    message(
+                        f"this machine's {name}",
+                        f"be {wanted}, which the programs were built for",
+                        here.get(name, "none"),
+                        "install that version, export the artefact again here, or use its onnx format",
+                    )
+                )
+
+
+VECTOR = ("sse4", "avx", "fma", "f16c", "bmi", "amx", "neon", "asimd", "sve", "bf16", "i8mm")
+"""Beginnings of CPU features that compiled code uses."""
+
+
+def cpu_features() -> list[str]:
+    """Vector features of this CPU, sorted; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    words = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return sorted({word for word in words if word.startswith(VECTOR)})
+
+
+def facts(device: str) -> dict[str, Any]:
+    """What compiled programs depend on."""
+    import torch
+
+    from sparvar.kernels.common.native import sources_digest
+
+    found: dict[str, Any] = {
+        "torch": torch.__version__.partition("+")[0],
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "kernels": sources_digest(),
+    }
+    if device == "cpu":
+        found["cpu"] = cpu_features()
+    elif torch.cuda.is_available():
+        found["gpu"] = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        found["cuda"] = torch.version.cuda
+    return found

@@ -1,0 +1,177 @@
+"""Record the graphs of a model's blocks during one dense generation: one per scale, as Dynamo sees them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparvar.backend import choose_sites
+from sparvar.errors import CaptureError, message
+from sparvar.passes import GraphContext
+from sparvar.runtime.attachment import Attachment, Site, attach, detach
+from sparvar.runtime.context import current
+from sparvar.runtime.session import Session
+from sparvar.scale_plans import Plan, PlanSet
+from sparvar.site_graphs import copy_of, unwrap_error
+
+
+@dataclass
+class BlockGraph:
+    """The graph of a block at one scale, as captured, and what its layers gave it.
+
+    Attributes:
+        context: scale and sizes; its kind is ``dense``.
+        module: the captured graph; nothing of it has been rewritten.
+        sources: Dynamo's name of every placeholder, e.g. ``L['x']``.
+        result: which of the graph's outputs is what the block returns.
+        arguments: per layer, the tensors it was called with, in the order of the placeholders. Activations and caches
+            are kept as meta tensors.
+        seen: per layer, the placeholders that are weights, by name in the model.
+    """
+
+    context: GraphContext
+    module: fx.GraphModule
+    sources: list[str]
+    result: int = -1
+    arguments: dict[int, list[Tensor]] = field(default_factory=dict)
+    weights: dict[int, dict[int, str]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted(self.arguments)
+
+
+def _sources(module: fx.GraphModule) -> list[str]:
+    names = []
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            argument = node.meta.get("grapharg")
+            source = getattr(argument, "source", None) or getattr(node, "_dynamo_source", None)
+            name = getattr(source, "name", "")
+            names.append(name() if callable(name) else str(name))
+    return names
+
+
+class Recorder:
+    """Graphs that an attachment runs: dense, each kept before it runs.
+
+    Args:
+        forward: of the sites' class.
+        weights: names of the model's parameters and buffers by ``id``.
+        activations: sources of tensors that differ between generations; their values are not kept.
+    """
+
+    def __init__(self, forward: Callable[..., Any], weights: dict[int, str], activations: Sequence[str]) -> None:
+        self.forward, self.names, self.activations = forward, weights, set(activations)
+        self.reports: list[Any] = []
+        self.graphs: dict[int, list[BlockGraph]] = {}
+        self._compiled: dict[int, Callable[..., Any]] = {}
+        self._last: tuple[BlockGraph, Sequence[Any]] | None = None
+
+    def admit(self, variant: object) -> None:
+        """Nothing here outlives one generation."""
+
+    def compiled(self, kind: str, scale: int) -> Callable[..., Any]:
+        """The recording forward of a scale."""
+        if scale not in self._compiled:
+            made = torch.compile(
+                copy_of(self.forward), backend=functools.partial(self._backend), dynamic=False, fullgraph=True
+            )
+            self._compiled[scale] = functools.partial(self._call, made)
+        return self._compiled[scale]
+
+    def _call(self, made: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = made(*args, **kwargs)
+        assert self._last is not None
+        graph, outputs = self._last
+        found = [number for number, each in enumerate(outputs) if each is out]
+        if not found:
+            raise CaptureError(
+                message(
+                    f"the block at scale {graph.context.scale}", "return one tensor that its graph computes", type(out)
+                )
+            )
+        graph.result = found[0]
+        return out
+
+    def _backend(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
+        site = current()
+        session = site.session
+        graph = BlockGraph(_context(session, site.scale), copy.deepcopy(module), _sources(module))
+        self.graphs.setdefault(site.scale, []).append(graph)
+
+        def run(*args: Any) -> Any:
+            layer = current().layer
+            graph.arguments[layer] = [self._kept(graph, number, arg) for number, arg in enumerate(args)]
+            graph.weights[layer] = {
+                number: self.names[id(arg)] for number, arg in enumerate(args) if id(arg) in self.names
+            }
+            outputs = module.forward(*args)
+            self._last = graph, outputs
+            return outputs
+
+        return run
+
+    def _kept(self, graph: BlockGraph, number: int, arg: Any) -> Any:
+        if not isinstance(arg, Tensor):
+            raise CaptureError(
+                message(
+                    f"the block at scale {graph.context.scale}",
+                    "take tensors alone as inputs of its graph",
+                    f"{graph.sources[number]}: {type(arg).__name__}",
+                )
+            )
+        passing = graph.sources[number] in self.activations or "cached_" in graph.sources[number]
+        return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta") if passing else arg
+
+
+def _context(session: Session, scale: int) -> GraphContext:
+    return GraphContext(
+        kind="dense",
+        scale=scale,
+        tokens=session.tokens(scale),
+        keys=session.keys(scale),
+        capacity=session.keys(len(session.plan.schedule)),
+        heads=session.plan.model.heads,
+        head_dim=session.plan.model.head_dim,
+    )
+
+
+def all_dense(plan: Plan) -> Plan:
+    """The plan's schedule and sites with nothing sparse."""
+    return plan.replace(
+        layers=["dense"] * len(plan.layers), decision_scale=None, cs4a={}, csla={}, output_correction=False
+    )
+
+
+def record(
+    model: nn.Module, plan: Plan, activations: Sequence[str], generate: Callable[[], Any]
+) -> tuple[list[Site], dict[int, list[BlockGraph]], Any]:
+    """Run ``generate`` densely and return the sites, the graphs of every scale and what it returned.
+
+    Scales are numbered from 1; 0 is a call with the prefix alone. More than one graph at a scale means that layers
+    differ in more than their weights.
+
+    Raises:
+        CaptureError: a block is not one graph, or was not called.
+    """
+    dense = all_dense(plan)
+    plans = PlanSet.of([dense])
+    sites = choose_sites(model, plans, "block")
+    forwards = {site.forward for site in sites}
+    if len(forwards) != 1:
+        raise CaptureError(message("blocks", "be of one class", f"{len(forwards)} classes"))
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    recorder = Recorder(forwards.pop(), names, activations)
+    attach(model, Attachment(plans, sites, True, lambda _: recorder, unwrap_error))
+    try:
+        result = generate()
+    finally:
+        detach(model)
+    return sites, recorder.graphs, result

@@ -1,0 +1,153 @@
+"""AOTInductor packages: one per program, compiled by several processes, kept between attempts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from sparvar.errors import ArtefactError, message
+from sparvar.export.trace import Program
+from sparvar.version import __version__
+
+Progress = Callable[[int, int, str], None]
+"""(programs done, programs, name of the one that was finished)."""
+
+
+def program_key(exported: ExportedProgram) -> str:
+    """What a compiled program depends on: its graph with all shapes, and the versions that compile it."""
+    lines = [torch.__version__, __version__, *(f"{name}={value}" for name, value in sorted(_cpu().items()))]
+    for node in exported.graph.nodes:
+        value = node.meta.get("val")
+        values = value if isinstance(value, list | tuple) else [value]
+        shapes = [
+            f"{each.dtype}{list(each.shape)}{each.stride()}{each.device}" for each in values if hasattr(each, "stride")
+        ]
+        lines.append(f"{node.name} {node.op} {node.target} {node.args} {node.kwargs} {shapes}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:20]
+
+
+def _cpu() -> dict[str, str]:
+    return {"capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def compile_all(
+    programs: Mapping[str, Program],
+    folder: Path,
+    jobs: int = 0,
+    progress: Progress = lambda done, count, name: None,
+) -> dict[str, Path]:
+    """Compile every program into ``folder`` and return the packages by program's name.
+
+    Packages that are there already, from an attempt that was stopped, are used again: their names hold `program_key`.
+
+    Args:
+        programs: by name.
+        folder: is made.
+        jobs: processes; as many as the machine has cores, at most one per 4 GB of memory, if 0.
+        progress: called after each.
+
+    Raises:
+        ArtefactError: a program does not compile; those that did stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {name: folder / f"{name}.{program_key(program.exported)}.pt2" for name, program in programs.items()}
+    missing = {name: path for name, path in targets.items() if not path.is_file()}
+    done, lock = len(targets) - len(missing), threading.Lock()
+    jobs = min(jobs or default_jobs(), max(1, len(missing)))
+    workers: Queue[_Worker] = Queue()
+    for _ in range(jobs if missing else 0):
+        workers.put(_Worker())
+
+    def one(name: str) -> None:
+        nonlocal done
+        worker = workers.get()
+        try:
+            worker.compile(programs[name].exported, missing[name], name)
+        finally:
+            workers.put(worker)
+        with lock:
+            done += 1
+            progress(done, len(targets), name)
+
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            # The largest scales first: they take longest.
+            order = sorted(missing, key=lambda name: -programs[name].scale)
+            for future in [pool.submit(one, name) for name in order]:
+                future.result()
+    finally:
+        while not workers.empty():
+            workers.get().stop()
+    return targets
+
+
+def default_jobs() -> int:
+    """Processes that the machine has cores and memory for."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return max(1, min(os.cpu_count() or 1, memory // 4_000_000_000 or 1))
+
+
+class _Worker:
+    """One compiling process."""
+
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by stop()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sparvar.export.formats.aoti_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def compile(self, exported: ExportedProgram, target: Path, name: str) -> None:
+        """Compile one program.
+
+        Raises:
+            ArtefactError: the compiler says no, or the process ended.
+        """
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "program.pt2"
+            given, exported._example_inputs = exported._example_inputs, None  # the weights need not travel
+            try:
+                torch.export.save(exported, source)
+            finally:
+                exported._example_inputs = given
+            try:
+                process.stdin.write(f"{source}\t{target}\n")
+                process.stdin.flush()
+                answer: dict[str, Any] = json.loads(process.stdout.readline() or '{"error": ""}')
+            except BrokenPipeError:
+                answer = {"error": ""}
+        if "error" in answer:
+            self._log.seek(0)
+            tail = "".join(self._log.readlines()[-8:]).strip()
+            reason = answer["error"] or f"the compiling process ended ({process.poll()})"
+            remedy = f"the process said: {tail}" if tail else "see the message"
+            raise ArtefactError(message(f"program {name}", "compile with AOTInductor", reason, remedy))
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()

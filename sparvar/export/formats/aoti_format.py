@@ -1,0 +1,54 @@
+"""The ``aoti`` format: one AOTInductor package per program, and the CPU kernels that its ops call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from sparvar.artefact.engines.aoti import facts
+from sparvar.artefact.manifest import FormatSpec
+from sparvar.export.families import Family
+from sparvar.export.formats.aoti import compile_all
+from sparvar.export.formats.specs import program_specs, step_specs
+from sparvar.export.programs import Generation, Recorded, build
+from sparvar.kernels import native_status
+from sparvar.scale_plans import Plan
+
+Told = Callable[[str, float], None]
+"""(what is being done, share of this format that is finished)."""
+
+
+def trace(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tensor], told: Told) -> Generation:
+    """The generation on the kernels' own ops."""
+    return build(family, plan, recorded, inputs, say=lambda text: told(text, 0.05))
+
+
+def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> FormatSpec:
+    """Compile the programs into ``folder/aoti``; what ``work`` has from before is not compiled again."""
+    packages = compile_all(
+        made.programs,
+        work,
+        jobs,
+        lambda done, count, name: told(f"compiled {name} ({done} of {count})", 0.15 + 0.85 * done / count),
+    )
+    place = folder / "aoti"
+    place.mkdir()
+    for name, package in packages.items():
+        shutil.copyfile(package, place / f"{name}.pt2")
+    device = made.family.device
+    native: tuple[str, ...] = ()
+    status = native_status()
+    if device.type == "cpu" and status.usable:
+        (folder / "native").mkdir()
+        shutil.copyfile(status.library, folder / "native" / "kernels.so")
+        native = ("native/kernels.so",)
+    return FormatSpec(
+        device=device.type,
+        requires=facts(device.type),
+        programs=program_specs(made, lambda name: f"aoti/{name}.pt2"),
+        steps=step_specs(made),
+        native=native,
+    )

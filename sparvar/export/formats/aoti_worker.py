@@ -1,0 +1,86 @@
+"""A process that compiles programs with AOTInductor: one line ``SOURCE<tab>TARGET`` on stdin each, one answer each.
+
+Compiling is not safe in threads, and a forked process would hold half of OpenMP; so the exporter starts these. What it
+hands over is its own: nothing here ever reads an artefact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch._inductor import aot_compile
+from torch._inductor.package import package_aoti
+from torch.export import ExportedProgram
+
+import sparvar.kernels  # noqa: F401  the programs call its ops
+
+SETTINGS = {
+    "aot_inductor.package": True,
+    "aot_inductor.enable_line_tables": False,
+    "aot_inductor.enable_frame_pointer": False,
+}
+DROPPED = (".cpp",)
+"""Sources are not what a runtime needs."""
+
+
+def compile_program(source: Path, target: Path) -> None:
+    """Compile the exported program in ``source`` into the package ``target``, whole or not at all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        exported: ExportedProgram = torch.export.load(source)
+        files = aot_compile(exported.module(check_guards=False), examples(exported), {}, options=dict(SETTINGS))
+    assert isinstance(files, list)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = [_stripped(Path(file), Path(folder)) if str(file).endswith(".so") else file for file in files]
+        kept = [file for file in kept if not str(file).endswith(DROPPED)]
+        temporary = target.with_name(f".{os.getpid()}.{target.name}")
+        try:
+            package_aoti(str(temporary), kept)  # type: ignore[arg-type]
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def examples(exported: ExportedProgram) -> tuple[torch.Tensor, ...]:
+    """Tensors of the program's inputs; their values do not matter."""
+    metas = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder"]
+    return tuple(torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=meta.device) for meta in metas)
+
+
+def _stripped(library: Path, folder: Path) -> str:
+    """A copy without symbols, of which a package is a quarter the size; the file itself where there is no strip."""
+    tool = shutil.which("strip")
+    if tool is None:
+        return str(library)
+    copy = folder / library.name
+    subprocess.run([tool, "--strip-unneeded", "-o", str(copy), str(library)], check=True, capture_output=True)
+    return str(copy)
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the compilers print is not an answer
+    for line in sys.stdin:
+        source, target = line.rstrip("\n").split("\t")
+        started = time.perf_counter()
+        try:
+            compile_program(Path(source), Path(target))
+            answer = {"seconds": time.perf_counter() - started}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}  # type: ignore[dict-item]
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The golden run: inputs that are recorded with an artefact and the image that they must give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sparvar.artefact.executor import Chain
+from sparvar.errors import OptionError, message
+from sparvar.export.families import Family, Input
+from sparvar.export.programs import Generation
+
+KEPT = ("weights/", "constants/", "buffers/")
+
+
+def golden_inputs(family: Family, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor per input: those given, classes 0, 1, ... and the defaults of numbers.
+
+    Raises:
+        OptionError: an input that is a tensor has no example, or one of another shape.
+    """
+    unknown = set(given) - {each.name for each in family.inputs}
+    if unknown:
+        known = ", ".join(each.name for each in family.inputs)
+        raise OptionError(message("inputs", f"be among {known}", ", ".join(sorted(unknown))))
+    return {each.name: _example(each, given.get(each.name)) for each in family.inputs}
+
+
+def _example(spec: Input, given: Tensor | None) -> Tensor:
+    dtype = getattr(torch, spec.dtype)
+    if given is not None:
+        if tuple(given.shape) != tuple(spec.shape):
+            raise OptionError(message(f"input {spec.name}", f"have the shape {list(spec.shape)}", list(given.shape)))
+        return given.to(dtype)
+    if spec.kind == "class":
+        count = len(spec.classes) or spec.shape[0]
+        return (torch.arange(spec.shape[0]) % count).to(dtype)
+    if spec.kind == "number" and spec.default is not None:
+        return torch.tensor(spec.default, dtype=dtype)
+    raise OptionError(
+        message(f"input {spec.name}", "have an example, to record a golden image with", "none", "pass inputs={...}")
+    )
+
+
+def run_traced(made: Generation, inputs: Mapping[str, Tensor], seed: int) -> Tensor:
+    """Run the traced programs with torch, before any compiler has seen them: images [images, 3, H, W]."""
+    device = made.family.device
+    chain = Chain(made.steps, KEPT)
+    modules = {name: program.exported.module(check_guards=False) for name, program in made.programs.items()}
+    noise = {name: tensor.to(device) for name, tensor in made.family.draw(seed).items()}
+    values: dict[str, Tensor] = {
+        **{f"inputs/{name}": tensor.to(device) for name, tensor in inputs.items()},
+        **{f"weights/{name}": tensor for name, tensor in made.weights.items()},
+        **{f"constants/{name}": tensor.to(device) for name, tensor in made.constants.items()},
+        **{name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for name, tensor in made.buffers.items()},
+    }
+
+    def runner(name: str):  # type: ignore[no-untyped-def]
+        def run(values: list[Tensor]) -> list[Tensor]:
+            out = modules[name](*values)
+            return list(out) if isinstance(out, tuple | list) else [out]
+
+        return run
+
+    with torch.no_grad():
+        image = chain.run({name: runner(name) for name in modules}, chain.table(values), noise.__getitem__)
+    assert isinstance(image, Tensor)
+    return image.float().cpu()

@@ -1,0 +1,176 @@
+"""What stands for attention in exported programs: the ops of the kernels on explicit tensors, no session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparvar import kernels
+from sparvar.kernels.common.geometry import tile_count
+from sparvar.runtime.session import Columns
+from sparvar.runtime.site_ops import as_pinned, attend_columns, grow_delta, look
+from sparvar.scale_plans import Plan
+
+KINDS = ("dense", "decide", "cs4a", "csla")
+"""Kinds of block program; the two sparse policies have one each, because what they are given differs."""
+
+
+def kind_of(plan: Plan, scale: int, layer: int) -> str:
+    """The kind of program that a layer runs at a scale, 0 being a call with the prefix alone."""
+    if scale == 0:
+        return "dense"
+    kind = plan.kind(scale, layer)
+    return plan.layers[layer] if kind == "sparse" else kind
+
+
+def column_sets(plan: Plan) -> list[int]:
+    """Numbers of columns that the decision scale selects, one set for each that a later scale asks for."""
+    return sorted({plan.source_columns(scale) for scale in plan.cs4a})
+
+
+@dataclass(frozen=True)
+class SiteInterface:
+    """What a kind of site takes beside q, k, v and what it gives beside its output, by name.
+
+    Names with ``{layer}`` are one tensor per layer. Shapes are given with B batch rows and H heads.
+    """
+
+    takes: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+    def shapes(
+        self, plan: Plan, rows: int, key_heads: int, heads: int, head_dim: int
+    ) -> list[tuple[tuple[int, ...], torch.dtype | None]]:
+        """Shape and dtype of everything taken; the dtype of attention's output where None."""
+        found: list[tuple[tuple[int, ...], torch.dtype | None]] = []
+        for name in self.takes:
+            if name.startswith("constants/"):
+                tensor = local_constants(plan)[name.removeprefix("constants/")]
+                found.append((tuple(tensor.shape), tensor.dtype))
+                continue
+            assert plan.decision_scale is not None
+            grid = plan.schedule[plan.decision_scale - 1]
+            if name.startswith("delta"):
+                found.append(((rows, heads, grid[0] * grid[1], head_dim), None))
+                continue
+            lead = (rows, key_heads, tile_count(*grid, *plan.tile))
+            count = int("".join(each for each in name.split(".")[0] if each.isdigit()))
+            found.append(((*lead, count) if name.startswith("columns") else lead, torch.int32))
+        return found
+
+
+def interface(plan: Plan, kind: str, scale: int) -> SiteInterface:
+    """Names of the column lists and corrections that pass between programs."""
+    delta = ("delta.{layer}",) if plan.output_correction else ()
+    if kind == "decide":
+        columns = [f"{part}{count}.{{layer}}" for count in column_sets(plan) for part in ("columns", "counts")]
+        return SiteInterface(gives=(*columns, *delta))
+    if kind == "cs4a":
+        count = plan.source_columns(scale)
+        return SiteInterface(takes=(f"columns{count}.{{layer}}", f"counts{count}.{{layer}}", *delta))
+    if kind == "csla":
+        return SiteInterface(takes=(f"constants/local{scale}.columns", f"constants/local{scale}.counts"))
+    return SiteInterface()
+
+
+SiteFunction = Callable[..., tuple[Tensor, ...]]
+"""(q [B, H, N, D], k, v [B, H, T, D], *taken) to (out [B, H, N, D], *given)."""
+
+
+def native_site(plan: Plan, kind: str, scale: int, softmax_scale: float) -> SiteFunction:
+    """The site of a kind in the ops of `sparvar.kernels`, as `sparvar.runtime.site_ops` runs it in process."""
+    maker = {"decide": _decide, "cs4a": _cs4a, "csla": _csla}[kind]
+    function = maker(plan, scale, softmax_scale)
+    # A graph names what it calls by these.
+    function.__name__ = function.__qualname__ = f"sparvar_{kind}_{scale}"
+    return function
+
+
+def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
+    grid, counts = plan.schedule[scale - 1], column_sets(plan)
+
+    def decide(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        out, sums, _ = look(plan, scale, query, key, value, softmax_scale)
+        given: list[Tensor] = []
+        for count in counts:
+            given += kernels.select_columns(sums, count)
+        if plan.output_correction:
+            kept = max(1, round(plan.cs4a[min(plan.cs4a)].budget * plan.keys(scale)))
+            columns = Columns(*kernels.select_columns(sums, kept))
+            given.append(out - attend_columns(query, key, value, columns, None, softmax_scale, grid, plan.tile))
+        return (as_pinned(out), *given)
+
+    return decide
+
+
+def _cs4a(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
+    heights, widths = (list(side) for side in zip(*plan.schedule, strict=True))
+    source = plan.decision_scale
+    assert source is not None
+
+    def cs4a(
+        query: Tensor, key: Tensor, value: Tensor, indices: Tensor, counts: Tensor, *delta: Tensor
+    ) -> tuple[Tensor]:
+        columns = Columns(
+            *kernels.map_columns(
+                indices,
+                counts,
+                heights,
+                widths,
+                plan.prefix,
+                source,
+                scale,
+                *plan.tile,
+                plan.index_map,
+                plan.sink_scales,
+                plan.cs4a[scale].window,
+            )
+        )
+        correction = grow_delta(delta[0], plan.schedule[source - 1], plan.schedule[scale - 1]) if delta else None
+        grid = plan.schedule[scale - 1]
+        return (attend_columns(query, key, value, columns, correction, softmax_scale, grid, plan.tile),)
+
+    return cs4a
+
+
+def _csla(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
+    def csla(query: Tensor, key: Tensor, value: Tensor, indices: Tensor, counts: Tensor) -> tuple[Tensor]:
+        columns, grid = Columns(indices, counts), plan.schedule[scale - 1]
+        return (attend_columns(query, key, value, columns, None, softmax_scale, grid, plan.tile),)
+
+    return csla
+
+
+def dense_site(softmax_scale: float) -> SiteFunction:
+    """Dense attention, for operands that are not those of the captured call."""
+
+    def dense(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor]:
+        grouped = query.shape[1] != key.shape[1]
+        return (F.scaled_dot_product_attention(query, key, value, scale=softmax_scale, enable_gqa=grouped),)
+
+    return dense
+
+
+def local_constants(plan: Plan, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Column lists of csla, which follow from the plan alone: stored with the artefact."""
+    if "csla" not in plan.layers:
+        return {}
+    heights, widths = (list(side) for side in zip(*plan.schedule, strict=True))
+    found = {}
+    for scale in plan.csla:
+        lists = kernels.local_columns(
+            heights,
+            widths,
+            plan.prefix,
+            scale,
+            *plan.tile,
+            plan.windows_list(scale),
+            plan.sink_scales,
+            torch.device(device),
+        )
+        found[f"local{scale}.columns"], found[f"local{scale}.counts"] = lists
+    return found

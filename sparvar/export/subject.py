@@ -1,0 +1,54 @@
+"""The model that a command names, as a family."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparvar.calibrate import Subject, apply_checkpoint
+from sparvar.errors import OptionError, message
+from sparvar.export.families import Family, family_of
+
+
+def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1) -> Family:
+    """The family of ``zoo:landscape`` or of what ``package.module:factory`` returns, called without arguments.
+
+    A factory returns the model, a `sparvar.calibrate.Subject`, or a `Family` where settings are needed.
+
+    Args:
+        text: place and name of the factory.
+        checkpoint: file whose weights take the place of the factory's.
+        images: of one run of the programs.
+
+    Raises:
+        OptionError: there is no such module or factory, it returned something else, or the checkpoint does not fit.
+        CaptureError: the model is of no known family.
+    """
+    place, _, attribute = text.partition(":")
+    must = "be zoo:landscape or package.module:factory"
+    if not place or not attribute:
+        raise OptionError(message("MODEL", must, repr(text)))
+    try:
+        module = importlib.import_module("sparvar.zoo" if place == "zoo" else place)
+    except ImportError as error:
+        raise OptionError(message("MODEL", must, repr(text), f"importing {place} failed: {error}")) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise OptionError(message("MODEL", must, repr(text), f"{place} has no callable named {attribute}"))
+    with torch.random.fork_rng(devices=[]):
+        given: Any = factory()
+    model = given.model if isinstance(given, Subject | Family) else given
+    if not isinstance(model, nn.Module):
+        must = "return a model, a Subject or a Family"
+        raise OptionError(message(f"factory {text}", must, type(given).__name__))
+    if checkpoint is not None:
+        apply_checkpoint(model, checkpoint)
+    if not isinstance(given, Family):
+        return family_of(model, images)
+    if images not in (1, given.images):
+        raise OptionError(message("--batch", f"be {given.images}, as the factory's family was made", images))
+    return given

@@ -1,0 +1,133 @@
+"""Trace a family's functions into programs whose weights are inputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.func import functional_call
+
+from sparvar.export.families import Family
+
+
+@dataclass
+class Program:
+    """One program of an artefact.
+
+    Attributes:
+        name: of the file.
+        scale: that it belongs to, 0 for none.
+        kind: ``begin``, ``leave``, ``decode``, or a kind of block.
+        exported: what the formats compile; weights and constants are inputs.
+        inputs, outputs: value names, see `sparvar.artefact`; in a program of blocks ``{layer}`` stands for the layer.
+        flops, dense_flops: multiplications and additions of one run, and what they were if all attention were dense.
+    """
+
+    name: str
+    scale: int
+    kind: str
+    exported: ExportedProgram
+    inputs: list[str]
+    outputs: list[str]
+    flops: int = 0
+    dense_flops: int = 0
+
+
+class _Piece(nn.Module):
+    """A function of tensors that uses a family's modules."""
+
+    def __init__(self, roots: Mapping[str, nn.Module], function: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.roots = nn.ModuleDict(dict(roots))
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self.function(*tensors)
+
+
+class _Functional(nn.Module):
+    """A piece whose weights are its last arguments."""
+
+    def __init__(self, piece: _Piece, names: list[str]) -> None:
+        super().__init__()
+        # Not a submodule: its weights must not be found and lifted.
+        object.__setattr__(self, "piece", piece)
+        self.names = names
+
+    def forward(self, *tensors: Tensor) -> Any:
+        count = len(tensors) - len(self.names)
+        return functional_call(self.piece, dict(zip(self.names, tensors[count:], strict=True)), tensors[:count])
+
+
+def weight_names(family: Family) -> dict[int, str]:
+    """Names of all parameters and buffers of a family's modules, by ``id``; the root's name leads where there are
+    several."""
+    several = len(family.roots) > 1
+    return {
+        id(tensor): f"{root}.{name}" if several else name
+        for root, module in family.roots.items()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+
+
+def export_graph(module: nn.Module, examples: Iterable[Tensor]) -> ExportedProgram:
+    """``torch.export`` of a module for tensors of the examples' shapes."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own pytree
+        return torch.export.export(module, tuple(examples), strict=False)
+
+
+def trace(
+    family: Family, function: Callable[..., Mapping[str, Tensor]], given: Mapping[str, Tensor]
+) -> tuple[ExportedProgram, list[str], list[str], dict[str, Tensor], dict[str, Tensor]]:
+    """Trace ``function``, which takes the tensors of ``given`` as a dict and returns a dict.
+
+    Returns:
+        The program; the names it takes, ``weights/`` before those of weights; the names it gives; the weights by
+        name; examples of what it gives.
+    """
+    names, found = list(given), list[str]()
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        out = function(dict(zip(names, tensors, strict=True)))
+        found[:] = list(out)
+        return tuple(out.values())
+
+    piece = _Piece(family.roots, flat)
+    first = export_graph(piece, given.values())
+    used, kept = [], []
+    users = {node.name: bool(node.users) for node in first.graph.nodes if node.op == "placeholder"}
+    positions = iter(names)
+    for spec in first.graph_signature.input_specs:
+        if spec.kind == InputKind.USER_INPUT:
+            name = next(positions)
+            if users[spec.arg.name]:
+                kept.append(name)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and users[spec.arg.name]:
+            assert spec.target is not None
+            used.append(spec.target)
+    tensors = {
+        **dict(piece.named_parameters(remove_duplicate=False)),
+        **dict(piece.named_buffers(remove_duplicate=False)),
+    }
+    known = weight_names(family)
+    names = kept
+    missing = {name: tensor for name, tensor in given.items() if name not in kept}
+
+    def needed(*tensors: Tensor) -> tuple[Tensor, ...]:
+        out = function({**missing, **dict(zip(kept, tensors, strict=True))})
+        return tuple(out.values())
+
+    piece.function = needed
+    weights = {known[id(tensors[name])]: tensors[name] for name in used}
+    examples = [*(given[name] for name in kept), *weights.values()]
+    exported = export_graph(_Functional(piece, used), examples)
+    with torch.no_grad():
+        out = function(dict(given))
+    return exported, [*kept, *(f"weights/{name}" for name in weights)], found, weights, dict(out)

@@ -1,0 +1,79 @@
+"""`sparvar run`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+
+from sparvar.artefact import Artefact, Report, load, verify
+from sparvar.errors import OptionError, message
+from sparvar.tools import output as places
+from sparvar.tools.common import FAILED, handled, notes, output, print_json
+from sparvar.tools.picture import png_bytes
+
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the native code of an artefact that was not made on this machine.")
+]
+Which = Annotated[str | None, typer.Option("--format", "-f", help="aoti, onnx or tensorrt; the first that can run.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the one the artefact was made for.")]
+Source = Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A folder, or a .sparvar file.")]
+
+
+def _numbered(out: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, count + 1)]
+
+
+def _tensors(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise OptionError(message("--inputs", "be a readable safetensors file", f"{path}: {error}")) from error
+
+
+@handled
+def run(
+    artefact: Source,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="With several images: numbered.")],
+    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="A class, by name or number; repeat it.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise; image i of several uses seed + i.")] = 0,
+    cfg: Annotated[float | None, typer.Option(help="Guidance; the artefact's default if not given.")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Safetensors with inputs that are tensors, such as prompts.")
+    ] = None,
+    format: Which = None,
+    device: Device = None,
+    trust: Trust = False,
+) -> None:
+    """Generate images with an artefact.
+
+    [dim]Examples[/]
+
+        sparvar run landscape --label mountain --seed 7 --out image.png
+
+        sparvar run landscape.sparvar --label sea --label desert --format onnx --out image.png
+    """
+    if out.suffix.lower() != ".png":
+        raise OptionError(message("--out", "end in .png", str(out)))
+    places.prepare_file(out)
+    loaded = load(artefact, format=format, device=device, trust=trust)
+    given = _tensors(inputs)
+    if cfg is not None:
+        given["cfg"] = cfg
+    started = time.perf_counter()
+    images = loaded.generate(*([label] if label else []), seed=seed, **given)
+    seconds = time.perf_counter() - started
+    paths = _numbered(out, len(images))
+    places.write_all(out.parent, {path.name: png_bytes(image) for path, image in zip(paths, images, strict=True)})
+    text = f"{', '.join(map(str, paths))}: loaded in {loaded.load_seconds:.2f} s, drawn in {seconds:.2f} s ({loaded.name})"
+    output().print(text, markup=False, soft_wrap=True)
