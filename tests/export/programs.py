@@ -37,7 +37,7 @@ def chain(family: Family, inputs: State, seed: int, through_export: bool = False
         try:
             state = dict(call(family, family.begin, inputs)(inputs))
             states.append(dict(state))
-            for scale in range(1, len(family.schedule) + 1):
+            for scale in family.scales:
                 x = state.pop("x")
                 for layer in range(family.layers):
                     x = family.call_block(layer, x, state, scale)

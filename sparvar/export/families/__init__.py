@@ -2,17 +2,21 @@
 
 from sparvar.export.families.base import Distribution, Family, Input, Kind, Noise, Schedule, State
 from sparvar.export.families.find import FAMILIES, family_of
+from sparvar.export.families.flexvar import FlexVarFamily
 from sparvar.export.families.landscape import LandscapeFamily
+from sparvar.export.families.var import VarFamily
 
 __all__ = [
     "FAMILIES",
     "Distribution",
     "Family",
+    "FlexVarFamily",
     "Input",
     "Kind",
     "LandscapeFamily",
     "Noise",
     "Schedule",
     "State",
+    "VarFamily",
     "family_of",
 ]
