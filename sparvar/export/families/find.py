@@ -10,10 +10,12 @@ from torch import nn
 from sparvar.errors import CaptureError, OptionError, message
 from sparvar.export.families.base import Family
 from sparvar.export.families.flexvar import FlexVarFamily
+from sparvar.export.families.hart import HartFamily
+from sparvar.export.families.infinity import InfinityFamily
 from sparvar.export.families.landscape import LandscapeFamily
 from sparvar.export.families.var import VarFamily
 
-FAMILIES: tuple[type[Family], ...] = (LandscapeFamily, VarFamily, FlexVarFamily)
+FAMILIES: tuple[type[Family], ...] = (LandscapeFamily, VarFamily, FlexVarFamily, InfinityFamily, HartFamily)
 
 
 def family_of(model: nn.Module, images: int = 1, **settings: Any) -> Family:
@@ -40,7 +42,7 @@ def family_of(model: nn.Module, images: int = 1, **settings: Any) -> Family:
 
 
 def _check_settings(family: type[Family], settings: dict[str, Any]) -> None:
-    parameters = list(inspect.signature(family.__init__).parameters.values())[3:]
+    parameters = list(inspect.signature(family).parameters.values())[2:]
     known = [parameter.name for parameter in parameters]
     required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     wrong = [name for name in settings if name not in known]

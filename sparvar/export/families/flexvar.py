@@ -118,7 +118,7 @@ class FlexVarFamily(Family):
             strength = cfg * ((scale - 1) / min(scales - 1, 9)) if side <= self.max_pn else cfg
             logits = (1 + strength) * given - strength * free
         likeliest = side > self.max_pn or side not in SAMPLED_SIDES
-        entry = pick(filtered(logits, 1 if likeliest else self.top_k, self.top_p), noise[f"noise/{scale}"])
+        entry = pick(filtered(logits, 1 if likeliest else self.top_k, self.top_p), noise[f"noise/{scale}.draw"])
         if scale == scales:
             return {"entry": entry}
         book = F.normalize(self.vqvae.quantize.embedding.weight, p=2, dim=-1)  # type: ignore[union-attr]

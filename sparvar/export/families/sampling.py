@@ -18,11 +18,10 @@ def check_sampling(top_k: int, top_p: float, entries: int) -> None:
 
 
 def sampling_noise(scale: int, images: int, tokens: int, entries: int, smooth: bool = False) -> tuple[Noise, ...]:
-    """Noise for :func:`pick`, and for :func:`smoothed` where that is used, in the order of the public models."""
+    """Noise for :func:`draw_entries`, in the order of the public models: ``.draw``, and ``.smooth`` where asked."""
+    parts = ("draw", "smooth") if smooth else ("draw",)
     shape = (images, tokens, entries)
-    if not smooth:
-        return (Noise(f"noise/{scale}", scale, shape, distribution="exponential"),)
-    return tuple(Noise(f"noise/{scale}.{part}", scale, shape, distribution="exponential") for part in (1, 2))
+    return tuple(Noise(f"noise/{scale}.{part}", scale, shape, distribution="exponential") for part in parts)
 
 
 def filtered(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
@@ -30,7 +29,7 @@ def filtered(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
 
     The nucleus (arXiv 1904.09751) leaves out the least likely entries whose mass together is at most 1 - top_p.
     """
-    if top_k > 0:
+    if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p > 0:
@@ -54,3 +53,23 @@ def pick(logits: Tensor, noise: Tensor) -> Tensor:
 def smoothed(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """Gumbel-softmax weights [B, L, V] (arXiv 1611.01144), from exponential noise, whose -log is Gumbel's."""
     return ((logits - noise.log()) / temperature).softmax(dim=-1)
+
+
+def draw_entries(
+    logits: Tensor, book: Tensor, noise: dict[str, Tensor], scale: int, ratio: float, more_smooth: bool
+) -> tuple[Tensor, Tensor]:
+    """Entries drawn from filtered logits [B, L, V] with the scale's :func:`sampling_noise`.
+
+    Args:
+        book: the code book [V, D].
+        ratio: how far the generation is, 0 to 1; with it smoothing gets sharper.
+        more_smooth: means of the code book in place of entries.
+
+    Returns:
+        Indices [B, L] and features [B, L, D].
+    """
+    entry = pick(logits, noise[f"noise/{scale}.draw"])
+    if not more_smooth:
+        return entry, book[entry]
+    temperature = max(0.27 * (1 - ratio * 0.95), 0.005)
+    return entry, smoothed(logits.mul(1 + ratio), noise[f"noise/{scale}.smooth"], temperature) @ book.unsqueeze(0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.export.families.base import Family, Input, State
-from sparvar.export.families.sampling import check_sampling, filtered, pick, sampling_noise, smoothed
+from sparvar.export.families.sampling import check_sampling, draw_entries, filtered, sampling_noise
 
 
 class VarFamily(Family):
@@ -84,12 +84,8 @@ class VarFamily(Family):
         given, free = model.get_logits(state["x"], state["condition"]).chunk(2)
         strength = state["cfg"] * ratio
         logits = filtered((1 + strength) * given - strength * free, self.top_k, self.top_p)
-        if self.more_smooth:
-            temperature = max(0.27 * (1 - ratio * 0.95), 0.005)
-            mix = smoothed(logits.mul(1 + ratio), noise[f"noise/{scale}.2"], temperature)
-            entries = mix @ quantiser.embedding.weight.unsqueeze(0)
-        else:
-            entries = quantiser.embedding(pick(logits, noise[f"noise/{scale}"]))
+        book = quantiser.embedding.weight
+        _, entries = draw_entries(logits, book, noise, scale, ratio, self.more_smooth)
         entries = entries.transpose(1, 2).reshape(self.images, model.Cvae, *self.schedule[scale - 1])
         # The quantiser adds to its argument in place.
         features, following = quantiser.get_next_autoregressive_input(
