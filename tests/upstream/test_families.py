@@ -264,5 +264,5 @@ def test_a_model_that_lacks_something_is_refused_with_what() -> None:
     with family_imports("VAR"):
         model = var_models.var(SIDES, depth=2).model
         del model.word_embed
-        with pytest.raises(CaptureError, match="var family, VAR: .*none of word_embed"):
+        with pytest.raises(CaptureError, match=r"var family, VAR: .*none of word_embed"):
             family_of(model)
