@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,30 +31,31 @@ def exported(family: Family, function: Callable[..., object], *args: object) -> 
 
 def chain(family: Family, inputs: State, seed: int, through_export: bool = False) -> tuple[Tensor, list[State]]:
     """The image, and the states after ``begin`` and every ``leave``, as the programs compute them."""
-    call = exported if through_export else lambda _, function, *args: function
+
+    def call(function: Callable[..., object], *args: object) -> Any:
+        return (exported(family, function, *args) if through_export else function)(*args)
+
     drawn, states = family.draw(seed), []
     with torch.no_grad():
         family.caching(True)
         try:
-            state = dict(call(family, family.begin, inputs)(inputs))
+            state = dict(call(family.begin, inputs))
             states.append(dict(state))
-            for scale in range(1, len(family.schedule) + 1):
+            for scale in family.scales:
                 x = state.pop("x")
                 for layer in range(family.layers):
                     x = family.call_block(layer, x, state, scale)
                     changed = family.between(layer, x, state, scale)
                     x = x if changed is None else changed
-                given = {**state, "x": x}
-                noise = family.noise_of(scale, drawn)
 
                 def leave(given: State, noise: State, scale: int = scale) -> State:
                     return family.leave(scale, given, noise)
 
-                state.update(call(family, leave, given, noise)(given, noise))
+                state.update(call(leave, {**state, "x": x}, family.noise_of(scale, drawn)))
                 states.append(dict(state))
         finally:
             family.caching(False)
-        return call(family, family.decode, state)(state), states
+        return call(family.decode, state), states
 
 
 def number(value: float) -> Tensor:

@@ -61,11 +61,12 @@ def infinity(
     torch.manual_seed(0)
     vae = narrow_vae()
     default = schedule(ratio, pixels)
+    options = {"apply_spatial_patchify": 0, **options}
     model = importlib.import_module("infinity.models.infinity").Infinity(
         vae_local=vae, text_channels=TEXT_WIDTH, text_maxlen=64, shared_aln=True, raw_scale_schedule=None,
         checkpointing="full-block", customized_flash_attn=False, fused_norm=True, pad_to_multiplier=128,
         use_flex_attn=False, add_lvl_embeding_only_first_block=1, use_bit_label=1, rope2d_each_sa_layer=1,
-        rope2d_normalized_by_hw=2, pn=pixels, apply_spatial_patchify=0, inference_mode=True,
+        rope2d_normalized_by_hw=2, pn=pixels, inference_mode=True,
         train_h_div_w_list=[1.0], depth=depth, embed_dim=heads * head_dim, num_heads=heads, mlp_ratio=4,
         drop_path_rate=0.1, block_chunks=chunks, **options,
     )  # fmt: skip
@@ -87,4 +88,4 @@ def infinity(
 
     per_chunk = depth // chunks
     sites = [f"block_chunks.{layer // per_chunk}.module.{layer % per_chunk}.sa" for layer in range(depth)]
-    return Case(model, run, [(h, w) for _, h, w in default], sites, heads, head_dim)
+    return Case(model, run, [(h, w) for _, h, w in default], sites, heads, head_dim, vae=vae)

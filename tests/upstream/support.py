@@ -34,6 +34,7 @@ class Case:
         heads, head_dim: of those modules.
         prefix: text tokens, which have a call of their own.
         dtype: of the parameters.
+        vae: the tokenizer, where the model does not hold it.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Case:
     head_dim: int
     prefix: int = 0
     dtype: str = "float32"
+    vae: nn.Module | None = None
 
     def generate(self, **changes: Any) -> list[Tensor]:
         """Logits of every scale, and the image or features where the method returns them."""

@@ -23,9 +23,11 @@ def choose_attention(attention: str) -> dict[str, Any]:
     return {"flash_if_available": attention != "sdpa", "fused_if_available": False}
 
 
-def _case(model: nn.Module, run: Any, sides: tuple[int, ...], depth: int, heads: int) -> Case:
+def _case(
+    model: nn.Module, run: Any, sides: tuple[int, ...], depth: int, heads: int, vae: nn.Module | None = None
+) -> Case:
     sites = [f"blocks.{layer}.attn" for layer in range(depth)]
-    return Case(model, run, [(side, side) for side in sides], sites, heads, 64)
+    return Case(model, run, [(side, side) for side in sides], sites, heads, 64, vae=vae)
 
 
 def var(
@@ -81,4 +83,4 @@ def flexvar(depth: int = 3, heads: int = 2, attention: str = "sdpa", sides: tupl
             vqvae=vae, B=batch, label_B=label_B, infer_patch_nums=sides, g_seed=seed, cfg=cfg, **more
         )
 
-    return _case(model, run, sides, depth, heads)
+    return _case(model, run, sides, depth, heads, vae)

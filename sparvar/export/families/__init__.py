@@ -2,17 +2,25 @@
 
 from sparvar.export.families.base import Distribution, Family, Input, Kind, Noise, Schedule, State
 from sparvar.export.families.find import FAMILIES, family_of
+from sparvar.export.families.flexvar import FlexVarFamily
+from sparvar.export.families.hart import HartFamily
+from sparvar.export.families.infinity import InfinityFamily
 from sparvar.export.families.landscape import LandscapeFamily
+from sparvar.export.families.var import VarFamily
 
 __all__ = [
     "FAMILIES",
     "Distribution",
     "Family",
+    "FlexVarFamily",
+    "HartFamily",
+    "InfinityFamily",
     "Input",
     "Kind",
     "LandscapeFamily",
     "Noise",
     "Schedule",
     "State",
+    "VarFamily",
     "family_of",
 ]

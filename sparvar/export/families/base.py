@@ -8,7 +8,8 @@ submodules, as functions of tensors only. Whatever the model draws at random com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, ClassVar, Literal
@@ -51,7 +52,7 @@ class Noise:
 
     Attributes:
         name: ``noise/SCALE``, or ``noise/SCALE.PART`` where a scale needs several.
-        scale: that uses it, 1-based.
+        scale: that uses it, one of the family's ``scales``.
         shape, dtype: of the tensor.
         distribution: uniform on [0, 1), exponential with rate 1, or standard normal.
         per_image: the first axis counts images, and image i is drawn from a generator of its own, seeded
@@ -81,8 +82,9 @@ class Noise:
 class Family(ABC):
     """A model whose generation is exposed as programs on explicit state.
 
-    Scales are 1-based, layers 0-based. ``begin``, ``leave`` and ``decode`` can be traced by ``torch.export``: static
-    shapes, no Python decision on a value, nothing kept between calls. Run them without gradients.
+    Scales are 1-based, layers 0-based; text tokens with a call of their own are scale 0, as in plans. ``begin``,
+    ``leave`` and ``decode`` can be traced by ``torch.export``: static shapes, no Python decision on a value, nothing
+    kept between calls. Run them without gradients.
 
     Attributes:
         name: of the family.
@@ -93,7 +95,8 @@ class Family(ABC):
         model: the model.
         images: images of one run.
         schedule: (h, w) of every scale.
-        prefix: text tokens that stand before scale 1 in the blocks' caches.
+        prefix: text tokens that stand before scale 1 in the blocks' caches; where there are any, they go through the
+            blocks, and ``leave``, as scale 0.
         rows: batch rows in the blocks.
         inputs, noise: what a run takes.
         roots: modules that own the parameters and buffers that programs use, by a name for each.
@@ -122,12 +125,21 @@ class Family(ABC):
         """
         if images < 1:
             raise OptionError(message("images", "be at least 1", images))
-        absent = [path for path in self.needs if not _has(model, path)]
-        if absent:
-            subject = f"{self.name} family, {type(model).__name__}"
-            raise CaptureError(message(subject, f"have {', '.join(self.needs)}", f"none of {', '.join(absent)}"))
+        self.require(model, type(model).__name__, self.needs)
         self.model, self.images = model, images
         self.roots = {"model": model}
+
+    def require(self, module: object, what: str, needs: Sequence[str]) -> None:
+        """Raise `CaptureError` unless ``module`` has the attributes ``needs``, with dots."""
+        absent = [path for path in needs if not _has(module, path)]
+        if absent:
+            subject = f"{self.name} family, {what}"
+            raise CaptureError(message(subject, f"have {', '.join(needs)}", f"none of {', '.join(absent)}"))
+
+    @property
+    def scales(self) -> range:
+        """The scales that go through the blocks, in order."""
+        return range(0 if self.prefix else 1, len(self.schedule) + 1)
 
     @property
     @abstractmethod
@@ -155,9 +167,17 @@ class Family(ABC):
     def caching(self, enable: bool) -> None:
         """Switch the model's own key and value caches on, empty, or off."""
 
+    @contextmanager
+    def functional(self) -> Iterator[None]:
+        """Programs are captured inside: the model computes with tensor functions what it leaves to extensions else.
+
+        Not for several threads at once. Outside, the model is as it was.
+        """
+        yield
+
     @abstractmethod
     def begin(self, inputs: dict[str, Tensor]) -> State:
-        """The state before the first scale, with ``x``, the first block's input [rows, h*w, C]."""
+        """The state before the first scale, with ``x``, the first block's input [rows, tokens, C]."""
 
     @abstractmethod
     def leave(self, scale: int, state: State, noise: dict[str, Tensor]) -> State:
@@ -191,7 +211,7 @@ class Family(ABC):
             self.caching(True)
             try:
                 state = self.begin(inputs)
-                for scale in range(1, len(self.schedule) + 1):
+                for scale in self.scales:
                     x = state.pop("x")
                     for layer in range(self.layers):
                         x = self.call_block(layer, x, state, scale)

@@ -9,9 +9,13 @@ from torch import nn
 
 from sparvar.errors import CaptureError, OptionError, message
 from sparvar.export.families.base import Family
+from sparvar.export.families.flexvar import FlexVarFamily
+from sparvar.export.families.hart import HartFamily
+from sparvar.export.families.infinity import InfinityFamily
 from sparvar.export.families.landscape import LandscapeFamily
+from sparvar.export.families.var import VarFamily
 
-FAMILIES: tuple[type[Family], ...] = (LandscapeFamily,)
+FAMILIES: tuple[type[Family], ...] = (LandscapeFamily, VarFamily, FlexVarFamily, InfinityFamily, HartFamily)
 
 
 def family_of(model: nn.Module, images: int = 1, **settings: Any) -> Family:

@@ -1,0 +1,280 @@
+"""Infinity (FoundationVision/Infinity), text to image, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparvar.errors import CaptureError, OptionError, message
+from sparvar.export.families.base import Family, Input, State
+from sparvar.export.families.sampling import check_sampling, filtered, pick, sampling_noise
+from sparvar.export.families.text import pack_rows, varlen_attention
+
+VARLEN = "flash_attn_varlen_kvpacked_func"
+
+
+class InfinityFamily(Family):
+    """``Infinity`` with bit labels, as the repository's ``autoregressive_infer_cfg`` runs it in inference mode.
+
+    Prompts come padded to ``text_tokens`` with their lengths, so that one program serves all.
+
+    Args:
+        vae: the tokenizer, which the model does not hold.
+        scale_schedule: (1, h, w) of every scale, one of those that the model has positions for.
+        cfg_list, tau_list: guidance and temperature per scale, fixed; None makes each an input, one for all scales.
+        top_k, top_p: limits of sampling; 0 takes the model's own.
+        cfg_insertion_layer: where guidance is applied: 0 to the logits, -n to the output of the n-th last block.
+        negative: negative prompts are an input; otherwise guidance is away from the model's own empty text.
+        text_tokens: length that prompts are padded to; the model's longest if None.
+    """
+
+    name = "infinity"
+    model_class = "Infinity"
+    needs = (
+        "add_lvl_embeding_only_first_block", "apply_spatial_patchify", "autoregressive_infer_cfg", "block_chunks",
+        "cfg_uncond", "Ct5", "d_vae", "get_logits", "lvl_embed", "norm0_ve", "num_blocks_in_a_chunk", "pos_start",
+        "rope2d_freqs_grid", "shared_ada_lin", "text_maxlen", "text_norm", "text_proj_for_ca", "text_proj_for_sos.ca",
+        "top_k", "top_p", "unregistered_blocks", "use_bit_label", "use_flex_attn", "word_embed",
+    )  # fmt: skip
+    block_values: ClassVar[dict[str, str]] = {
+        "L['x']": "x",
+        "L['cond_BD']": "modulation",
+        "L['ca_kv'][0]": "text",
+        "L['ca_kv'][1]": "bounds",
+    }
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: int = 1,
+        *,
+        vae: nn.Module,
+        scale_schedule: Sequence[Sequence[int]],
+        cfg_list: Sequence[float] | None = None,
+        tau_list: Sequence[float] | None = None,
+        top_k: int = 900,
+        top_p: float = 0.97,
+        cfg_insertion_layer: Sequence[int] = (0,),
+        negative: bool = False,
+        text_tokens: int | None = None,
+    ) -> None:
+        super().__init__(model, images)
+        self.require(vae, "vae", ("decode", "quantizer.lfq.indices_to_codes", "quantizer.z_interplote_up"))
+        if self.model.use_flex_attn or not self.model.use_bit_label:
+            got = f"use_bit_label={self.model.use_bit_label}, use_flex_attn={self.model.use_flex_attn}"
+            raise CaptureError(message("infinity family, Infinity", "be built with bit labels and without flex", got))
+        self.vae: Any = vae
+        self.roots = {"model": model, "vae": vae}
+        self._set_schedule(scale_schedule)
+        self.cfg_list = self._per_scale("cfg_list", cfg_list)
+        self.tau_list = self._per_scale("tau_list", tau_list)
+        self.guided = self.cfg_list is None or any(cfg != 1 for cfg in self.cfg_list)
+        self.rows = 2 * images if self.guided else images
+        self.top_k, self.top_p, self.negative = top_k or self.model.top_k, top_p or self.model.top_p, negative
+        check_sampling(min(self.top_k, 2), self.top_p, 2)
+        self._set_insertion(cfg_insertion_layer)
+        self.text_tokens = self.model.text_maxlen if text_tokens is None else text_tokens
+        if not 1 <= self.text_tokens <= self.model.text_maxlen:
+            must = f"be 1 to {self.model.text_maxlen}, the longest text of the model"
+            raise OptionError(message("text_tokens", must, self.text_tokens))
+        self._set_inputs()
+        self.noise = tuple(
+            noise
+            for scale, (h, w) in enumerate(self.schedule, start=1)
+            for noise in sampling_noise(scale, images, h * w * self.model.d_vae, 2)
+        )
+
+    def _set_schedule(self, given: Sequence[Sequence[int]]) -> None:
+        self.scale_schedule = [tuple(grid) for grid in given]
+        known = self.model.rope2d_freqs_grid
+        if str(tuple(self.scale_schedule)) not in known:
+            must = f"be (1, h, w) of every scale, one of the {len(known)} schedules that the model has positions for"
+            raise OptionError(message("scale_schedule", must, self.scale_schedule))
+        self.schedule = tuple((h, w) for _, h, w in self.scale_schedule)
+        factor = 2 if self.model.apply_spatial_patchify else 1
+        self.vae_schedule = [(1, factor * h, factor * w) for h, w in self.schedule]
+
+    def _per_scale(self, name: str, values: Sequence[float] | None) -> list[float] | None:
+        if values is not None and len(values) != len(self.schedule):
+            raise OptionError(message(name, f"have {len(self.schedule)} numbers, one per scale", len(values)))
+        return None if values is None else [float(value) for value in values]
+
+    def _set_insertion(self, layers: Sequence[int]) -> None:
+        if not layers or not all(-self.layers < layer <= 0 for layer in layers):
+            must = f"be 0 (logits) or -1 to {1 - self.layers} (blocks, from the last)"
+            raise OptionError(message("cfg_insertion_layer", must, list(layers)))
+        self.cfg_insertion_layer = list(layers)
+        self.guided_layers = {self.layers + layer for layer in layers if layer < 0}
+
+    def _set_inputs(self) -> None:
+        texts = ("text", "negative") if self.negative else ("text",)
+        shape = (self.images, self.text_tokens, self.model.Ct5)
+        inputs: list[Input] = []
+        for text in texts:
+            inputs += [Input(text, "tensor", shape, "float32")]
+            inputs += [Input(f"{text}_lengths", "tensor", (self.images,), "int64")]
+        if self.cfg_list is None:
+            inputs.append(Input("cfg", "number", (), "float64", default=3.0))
+        if self.tau_list is None:
+            inputs.append(Input("tau", "number", (), "float64", default=0.5))
+        self.inputs = tuple(inputs)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.unregistered_blocks)
+
+    def call_block(self, layer: int, x: Tensor, state: State, scale: int) -> Tensor:
+        return self.model.unregistered_blocks[layer](
+            x=x,
+            cond_BD=state["modulation"],
+            ca_kv=(state["text"], state["bounds"], self.text_tokens),
+            attn_bias_or_two_vector=None,
+            attn_fn=None,
+            scale_schedule=self.scale_schedule,
+            rope2d_freqs_grid=self.model.rope2d_freqs_grid,
+            scale_ind=scale - 1,
+        )
+
+    def between(self, layer: int, x: Tensor, state: State, scale: int) -> Tensor | None:
+        cfg, changed = self._number("cfg", state, scale), False
+        if layer in self.guided_layers and self._is_guided(scale):
+            given, free = x.chunk(2)
+            x, changed = (cfg * given + (1 - cfg) * free).repeat(2, 1, 1), True
+        ends_chunk = (layer + 1) % self.model.num_blocks_in_a_chunk == 0 and layer + 1 < self.layers
+        if ends_chunk and not self.model.add_lvl_embeding_only_first_block:
+            x, changed = self._with_level(x, scale), True
+        return x if changed else None
+
+    def caching(self, enable: bool) -> None:
+        for block in self.model.unregistered_blocks:
+            block.sa.kv_caching(enable)
+
+    @contextmanager
+    def functional(self) -> Iterator[None]:
+        """The cross-attention's packed kernel as plain attention, and fused norms as they are written."""
+        cross = type(self.model.text_proj_for_sos.ca).forward
+        names = cross.__globals__
+        if VARLEN not in names:
+            raise CaptureError(message("infinity family, cross-attention", f"call {VARLEN}", cross.__qualname__))
+        kernel = names[VARLEN]
+        fused = [module for module in self.model.modules() if getattr(module, "fused_norm_func", None) is not None]
+        compiled = [module.fused_norm_func for module in fused]
+        names[VARLEN] = varlen_attention
+        for module, function in zip(fused, compiled, strict=True):
+            module.fused_norm_func = getattr(function, "_torchdynamo_orig_callable", function)
+        try:
+            yield
+        finally:
+            names[VARLEN] = kernel
+            for module, function in zip(fused, compiled, strict=True):
+                module.fused_norm_func = function
+
+    def begin(self, inputs: dict[str, Tensor]) -> State:
+        model, text, lengths = self.model, inputs["text"], inputs["text_lengths"]
+        if self.guided:
+            free = inputs["negative"] if self.negative else model.cfg_uncond[: self.text_tokens].expand_as(text)
+            free_lengths = inputs["negative_lengths"] if self.negative else lengths
+            text, lengths = torch.cat((text, free)), torch.cat((lengths, free_lengths))
+        packed, bounds = pack_rows(text, lengths)
+        packed = model.text_norm(packed)
+        condition = model.text_proj_for_sos((packed, bounds, self.text_tokens))
+        height, width = self.vae_schedule[-1][1:]
+        channels = model.d_vae // (4 if model.apply_spatial_patchify else 1)
+        state = {
+            "x": self._with_level(condition.unsqueeze(1) + model.pos_start, 1),
+            "condition": condition,
+            "modulation": model.shared_ada_lin(condition.float()).float().contiguous(),
+            "text": model.text_proj_for_ca(packed),
+            "bounds": bounds,
+            "codes": torch.zeros(self.images, channels, 1, height, width, device=text.device),
+        }
+        return {**state, **{name: inputs[name].clone() for name in ("cfg", "tau") if name in inputs}}
+
+    def _with_level(self, x: Tensor, scale: int) -> Tensor:
+        return (x + self.model.lvl_embed.weight[scale - 1]).to(x.dtype)
+
+    def _number(self, name: str, state: State, scale: int) -> Any:
+        """``cfg`` or ``tau`` of a scale: fixed, or the input."""
+        fixed = self.cfg_list if name == "cfg" else self.tau_list
+        return state[name] if fixed is None else fixed[scale - 1]
+
+    def _is_guided(self, scale: int) -> bool:
+        return self.cfg_list is None or self.cfg_list[scale - 1] != 1
+
+    def leave(self, scale: int, state: State, noise: dict[str, Tensor]) -> State:
+        model, vae, images, (h, w) = self.model, self.vae, self.images, self.schedule[scale - 1]
+        x, condition = state["x"], state["condition"]
+        sharpness = 1 / self._number("tau", state, scale)
+        if 0 in self.cfg_insertion_layer and self._is_guided(scale):
+            cfg = self._number("cfg", state, scale)
+            given, free = model.get_logits(x, condition).mul(sharpness).chunk(2)
+            logits = cfg * given + (1 - cfg) * free
+        else:
+            logits = model.get_logits(x[:images], condition[:images]).mul(sharpness)
+        logits = filtered(logits.reshape(images, -1, 2), min(self.top_k, 2), self.top_p)
+        bits = pick(logits, noise[f"noise/{scale}.draw"]).float().reshape(images, h, w, -1)
+        if model.apply_spatial_patchify:
+            bits = F.pixel_shuffle(bits.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        codes = vae.quantizer.lfq.indices_to_codes(bits.unsqueeze(1), label_type="bit_label")
+        if scale == len(self.schedule):
+            return {"codes": state["codes"] + codes}
+        up = vae.quantizer.z_interplote_up
+        total = state["codes"] + F.interpolate(codes, size=self.vae_schedule[-1], mode=up)
+        following = F.interpolate(total, size=self.vae_schedule[scale], mode=up).squeeze(-3)
+        if model.apply_spatial_patchify:
+            following = F.pixel_unshuffle(following, 2)
+        tokens = model.word_embed(model.norm0_ve(following.flatten(2).transpose(1, 2)))
+        return {"codes": total, "x": self._with_level(tokens.repeat(self.rows // images, 1, 1), scale + 1)}
+
+    def decode(self, state: State) -> Tensor:
+        return ((self.vae.decode(state["codes"].squeeze(-3)) + 1) / 2).float()
+
+    def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
+        scales = len(self.schedule)
+        kept = _Kept(self.vae)
+        self.model.autoregressive_infer_cfg(
+            vae=kept,
+            scale_schedule=self.scale_schedule,
+            label_B_or_BLT=_packed(inputs["text"], inputs["text_lengths"]),
+            B=self.images,
+            negative_label_B_or_BLT=(
+                _packed(inputs["negative"], inputs["negative_lengths"]) if self.negative else None
+            ),
+            g_seed=seed,
+            cfg_list=[inputs["cfg"].item()] * scales if self.cfg_list is None else self.cfg_list,
+            tau_list=[inputs["tau"].item()] * scales if self.tau_list is None else self.tau_list,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            returns_vemb=1,
+            cfg_insertion_layer=self.cfg_insertion_layer,
+            vae_type=self.model.d_vae,
+            ret_img=True,
+            inference_mode=True,
+        )
+        return ((kept.image + 1) / 2).float()
+
+
+class _Kept:
+    """A tokenizer that keeps the image which it decodes, before the model rounds it to bytes."""
+
+    image: Tensor
+
+    def __init__(self, vae: Any) -> None:
+        self._vae, self.quantizer = vae, vae.quantizer
+
+    def decode(self, codes: Tensor) -> Tensor:
+        self.image = self._vae.decode(codes)
+        return self.image
+
+
+def _packed(text: Tensor, lengths: Tensor) -> tuple[Tensor, list[int], Tensor, int]:
+    """Padded prompts as the repository's ``encode_prompt`` returns them."""
+    sizes = lengths.tolist()
+    rows = torch.cat([row[:size] for row, size in zip(text, sizes, strict=True)])
+    bounds = F.pad(lengths.to(torch.int32).cumsum(0), (1, 0)).to(torch.int32)
+    return rows, sizes, bounds, max(sizes)
