@@ -1,7 +1,17 @@
 """Calibration: from a model, a few prompts and a budget to the cheapest plan that meets it on this machine."""
 
+from sparvar.calibrate.checkpoint import apply_checkpoint
 from sparvar.calibrate.run import Budget, Calibration, Effort, calibrate
 from sparvar.calibrate.subject import Subject, load_subject
 from sparvar.calibrate.transfer_loss import compare_plans
 
-__all__ = ["Budget", "Calibration", "Effort", "Subject", "calibrate", "compare_plans", "load_subject"]
+__all__ = [
+    "Budget",
+    "Calibration",
+    "Effort",
+    "Subject",
+    "apply_checkpoint",
+    "calibrate",
+    "compare_plans",
+    "load_subject",
+]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ from sparvar.errors import OptionError, OutputError, message
 from sparvar.export.families import Family, family_of
 from sparvar.export.formats.specs import tensor_spec
 from sparvar.export.golden import golden_inputs, run_traced
+from sparvar.export.memory import marked, peaks
 from sparvar.export.programs import Generation, record_blocks
 from sparvar.export.readme import readme
 from sparvar.passes import fingerprint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -83,7 +83,8 @@ def record_blocks(family: Family, plan: Plan, inputs: dict[str, Tensor]) -> Reco
             message("plan", f"be made for the schedule {family.schedule}", f"one for {plan.schedule}"), plan.name
         )
     model: nn.Module = family.model
-    found = record(model, plan, list(family.block_values), lambda: family.generate(inputs, 0))
+    with family.functional():
+        found = record(model, plan, list(family.block_values), lambda: family.generate(inputs, 0))
     return Recorded(*found)
 
 
@@ -107,11 +108,10 @@ def build(
     made = Generation(family, plan, image=recorded.image)
     made.constants.update(local_constants(plan))
     builder = _Builder(made, recorded, weight_names(family), site)
-    with torch.no_grad():
+    with torch.no_grad(), family.functional():
         state = builder.begin(inputs)
-        scales = sorted(recorded.graphs)
-        for scale in scales:
-            say(f"tracing scale {scale} of {scales[-1]}")
+        for scale in family.scales:
+            say(f"tracing scale {scale} of {family.scales[-1]}")
             builder.blocks(scale, state)
             builder.leave(scale, state)
         builder.decode(state)
@@ -158,8 +158,6 @@ class _Builder:
         return self._add("begin", 0, "begin", begin, given)
 
     def leave(self, scale: int, state: dict[str, Tensor]) -> None:
-        if scale == 0:
-            return
         shapes = [noise for noise in self.family.noise if noise.scale == scale]
         noises = {each.name: torch.full(each.shape, 0.5, dtype=getattr(torch, each.dtype)) for each in shapes}
 
@@ -185,13 +183,31 @@ class _Builder:
             if name not in self.made.programs:
                 block = dense if kind == "dense" else block_program(graph, kind, self.plan, inputs, self.site)
                 self._add_block(name, block, dense_flops)
-            program = self.made.programs[name]
-            for layers in self._runs(list(run)):
-                self.made.steps.append(Step(name, tuple(program.inputs), tuple(program.outputs), layers))
+            self._chain(self.made.programs[name], list(run), scale, state)
 
-    def _runs(self, layers: list[int]) -> Iterator[tuple[int, ...]]:
-        """Consecutive layers between which the model does nothing to x."""
-        yield tuple(layers)
+    def _chain(self, program: Program, layers: list[int], scale: int, state: dict[str, Tensor]) -> None:
+        """Steps of consecutive layers, cut where the model changes x between two blocks."""
+
+        def step(part: list[int]) -> None:
+            if part:
+                self.made.steps.append(Step(program.name, tuple(program.inputs), tuple(program.outputs), tuple(part)))
+
+        waiting: list[int] = []
+        for layer in layers:
+            waiting.append(layer)
+            if self.family.between(layer, state["x"], state, scale) is not None:
+                step(waiting)
+                waiting = []
+                self._between(layer, scale, state)
+        step(waiting)
+
+    def _between(self, layer: int, scale: int, state: dict[str, Tensor]) -> None:
+        def between(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            changed = self.family.between(layer, tensors["x"], tensors, scale)
+            assert changed is not None
+            return {"x": changed}
+
+        self._add(f"scale{scale:02d}-after{layer:02d}", scale, "between", between, state)
 
     def _add_block(self, name: str, block: BlockProgram, dense_flops: int) -> None:
         device = self.family.device

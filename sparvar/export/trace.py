@@ -57,12 +57,13 @@ class _Functional(nn.Module):
     def __init__(self, piece: _Piece, names: list[str]) -> None:
         super().__init__()
         # Not a submodule: its weights must not be found and lifted.
-        object.__setattr__(self, "piece", piece)
+        self.__dict__["piece"] = piece
         self.names = names
 
     def forward(self, *tensors: Tensor) -> Any:
         count = len(tensors) - len(self.names)
-        return functional_call(self.piece, dict(zip(self.names, tensors[count:], strict=True)), tensors[:count])
+        piece: nn.Module = self.__dict__["piece"]
+        return functional_call(piece, dict(zip(self.names, tensors[count:], strict=True)), tensors[:count])
 
 
 def weight_names(family: Family) -> dict[int, str]:

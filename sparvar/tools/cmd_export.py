@@ -31,7 +31,9 @@ def export(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="ARTEFACT", help="A folder, or one file that ends in .sparvar.")
     ],
-    plan: Annotated[str, typer.Option(metavar="PLAN", help="A plan file or the name of a plan; auto finds it.")] = "auto",
+    plan: Annotated[
+        str, typer.Option(metavar="PLAN", help="A plan file or the name of a plan; auto finds the model's.")
+    ] = "auto",
     format: Annotated[
         list[Format] | None, typer.Option("--format", "-f", help="Give it again for more than one; aoti if none.")
     ] = None,

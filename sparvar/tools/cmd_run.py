@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 
-from sparvar.artefact import Artefact, Report, load, verify
+from sparvar.artefact import load
 from sparvar.errors import OptionError, message
 from sparvar.tools import output as places
-from sparvar.tools.common import FAILED, handled, notes, output, print_json
-from sparvar.tools.picture import png_bytes
+from sparvar.tools.common import handled, output
+from sparvar.tools.picture import png_of
 
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the native code of an artefact that was not made on this machine.")
@@ -45,7 +44,9 @@ def _tensors(path: Path | None) -> dict[str, Any]:
 def run(
     artefact: Source,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="With several images: numbered.")],
-    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="A class, by name or number; repeat it.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", help="A class, by name or number; repeat it.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; image i of several uses seed + i.")] = 0,
     cfg: Annotated[float | None, typer.Option(help="Guidance; the artefact's default if not given.")] = None,
     inputs: Annotated[
@@ -74,6 +75,6 @@ def run(
     images = loaded.generate(*([label] if label else []), seed=seed, **given)
     seconds = time.perf_counter() - started
     paths = _numbered(out, len(images))
-    places.write_all(out.parent, {path.name: png_bytes(image) for path, image in zip(paths, images, strict=True)})
-    text = f"{', '.join(map(str, paths))}: loaded in {loaded.load_seconds:.2f} s, drawn in {seconds:.2f} s ({loaded.name})"
-    output().print(text, markup=False, soft_wrap=True)
+    places.write_all(out.parent, {path.name: png_of(image) for path, image in zip(paths, images, strict=True)})
+    times = f"loaded in {loaded.load_seconds:.2f} s, drawn in {seconds:.2f} s ({loaded.name})"
+    output().print(f"{', '.join(map(str, paths))}: {times}", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def png_of(image: Any) -> bytes:
+    """An image [3, H, W] in [0, 1], of torch or NumPy, as a PNG file."""
+    pixels = (np.clip(np.asarray(image), 0, 1) * 255).round().astype(np.uint8)
+    return png(Image.fromarray(pixels.transpose(1, 2, 0)))
 
 
 def comparison(images: list[DemoImage]) -> Image.Image:

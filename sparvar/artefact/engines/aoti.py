@@ -38,8 +38,10 @@ class AotiEngine:
 
     def buffer(self, shape: Sequence[int], dtype: str) -> Any:
         """Memory that programs write into."""
+        from sparvar.kernels.kv_cache.memory import empty
+
         with self.torch.inference_mode(False):
-            return self.torch.empty(tuple(shape), dtype=getattr(self.torch, dtype), device=self.device)
+            return empty(tuple(shape), getattr(self.torch, dtype), self.device)
 
     def tensor(self, value: Any, dtype: str) -> Any:
         """A value on the engine's device."""

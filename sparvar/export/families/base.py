@@ -147,6 +147,12 @@ class Family(ABC):
         """The transformer blocks in order of execution."""
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
     def layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from torch._inductor import aot_compile
-from torch._inductor.package import package_aoti
+from torch._inductor.package.package import package_aoti
 from torch.export import ExportedProgram
 
 import sparvar.kernels  # noqa: F401  the programs call its ops
@@ -39,12 +39,13 @@ def compile_program(source: Path, target: Path) -> None:
         exported: ExportedProgram = torch.export.load(source)
         files = aot_compile(exported.module(check_guards=False), examples(exported), {}, options=dict(SETTINGS))
     assert isinstance(files, list)
+    paths = [str(file) for file in files]
     with tempfile.TemporaryDirectory() as folder:
-        kept = [_stripped(Path(file), Path(folder)) if str(file).endswith(".so") else file for file in files]
-        kept = [file for file in kept if not str(file).endswith(DROPPED)]
+        kept = [path for path in paths if not path.endswith(DROPPED)]
+        kept = [_stripped(Path(path), Path(folder)) if path.endswith(".so") else path for path in kept]
         temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
-            package_aoti(str(temporary), kept)  # type: ignore[arg-type]
+            package_aoti(str(temporary), kept)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

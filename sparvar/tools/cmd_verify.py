@@ -1,0 +1,67 @@
+"""`sparvar verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from sparvar.artefact import Report
+from sparvar.artefact import verify as check
+from sparvar.tools.cmd_run import Device, Source, Trust, Which
+from sparvar.tools.common import FAILED, fail, handled, output, print_json
+
+
+@handled
+def verify(
+    artefact: Source,
+    format: Which = None,
+    device: Device = None,
+    trust: Trust = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check an artefact: every file against its checksum, the golden image against what its programs draw here.
+
+    Prints the time of every program in a generation. The exit code is 1 where a file differs, a program does not run
+    here, or the golden image comes out different.
+
+    [dim]Examples[/]
+
+        sparvar verify landscape
+
+        sparvar verify landscape.sparvar --format onnx --json
+    """
+    report = check(artefact, format=format, device=device, trust=trust)
+    if json:
+        print_json({"ok": report.ok, **dataclasses.asdict(report)})
+        raise typer.Exit(0 if report.ok else FAILED)
+    _show(report)
+    if not report.ok:
+        fail(f"{artefact}: the golden image must have at least {report.least_db:g} dB, got {report.psnr_db:.1f}")
+
+
+def _show(report: Report) -> None:
+    screen = output()
+    table = Table(title=f"Programs of one generation ({report.format})", title_justify="left")
+    table.add_column("program")
+    for name in ("runs", "ms", "ms each", "share"):
+        table.add_column(name, justify="right")
+    total = sum(each.seconds for each in report.programs.values())
+    for name, each in report.programs.items():
+        table.add_row(
+            name,
+            str(each.runs),
+            f"{1e3 * each.seconds:.1f}",
+            f"{1e3 * each.seconds / each.runs:.2f}",
+            f"{each.seconds / total:.0%}",
+        )
+    screen.print(table)
+    quality = "equal to the recorded one" if report.psnr_db == float("inf") else f"{report.psnr_db:.1f} dB"
+    screen.print(
+        f"{report.files} files, {report.bytes / 2**20:.1f} MiB, match their checksums; golden image {quality}"
+        f" (asked {report.least_db:g} dB); loaded in {report.load_seconds:.2f} s, drawn in {report.seconds:.2f} s",
+        markup=False,
+        soft_wrap=True,
+    )
