@@ -15,7 +15,7 @@ from sparvar.artefact.executor import Chain, Timer
 from sparvar.artefact.files import check_files, unpack
 from sparvar.artefact.inputs import Request, requests
 from sparvar.artefact.manifest import FormatSpec, Manifest, read_manifest
-from sparvar.artefact.noise import NoiseStream
+from sparvar.artefact.noise import NumpyNoiseStream, TorchNoiseStream
 from sparvar.artefact.tensors import TensorFile
 from sparvar.artefact.trust import require_trust
 from sparvar.errors import ArtefactError, OptionError, message
@@ -40,7 +40,8 @@ class Session:
     def run(self, request: Request, timer: Timer | None = None) -> Any:
         """One run of the programs: images [images, 3, H, W] of one request."""
         artefact, engine = self._artefact, self._artefact.engine
-        noise = NoiseStream(artefact.manifest.noise, request.seed, artefact.manifest.images, engine.name != "onnx")
+        streams = NumpyNoiseStream if engine.name == "onnx" else TorchNoiseStream
+        noise: Any = streams(artefact.manifest.noise, request.seed, artefact.manifest.images)
         dtypes = {each.name: each.dtype for each in artefact.manifest.noise}
         given = {each.name: each for each in artefact.manifest.inputs}
         values = {f"inputs/{name}": engine.tensor(value, given[name].dtype) for name, value in request.values.items()}
