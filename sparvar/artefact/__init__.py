@@ -1,7 +1,7 @@
 """Artefacts: what runs where the model is not. Needs torch, or NumPy and onnxruntime, and nothing else."""
 
 from sparvar.artefact.inputs import Request
-from sparvar.artefact.load import Artefact, Session, load
+from sparvar.artefact.load import Artefact, Session, load, opened
 from sparvar.artefact.manifest import FormatSpec, Manifest, ProgramSpec, Step
 from sparvar.artefact.verify import ProgramTime, Report, verify
 
@@ -16,5 +16,6 @@ __all__ = [
     "Session",
     "Step",
     "load",
+    "opened",
     "verify",
 ]

@@ -201,6 +201,18 @@ def _missing(name: str) -> list[str]:
     return [package for package in RUNTIMES[name] if importlib.util.find_spec(package) is None]
 
 
+def opened(path: str | os.PathLike[str]) -> tuple[Manifest, Path, str]:
+    """The manifest of an artefact, its folder (unpacked where it is one file), and the manifest's sha256.
+
+    Nothing else is read. Raises `ArtefactError`.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        folder = unpack(folder)
+    manifest, digest = read_manifest(folder)
+    return manifest, folder, digest
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -227,10 +239,7 @@ def load(
     started = time.perf_counter()
     if sessions < 1:
         raise OptionError(message("sessions", "be at least 1", sessions))
-    folder = Path(path)
-    if folder.is_file():
-        folder = unpack(folder)
-    manifest, digest = read_manifest(folder)
+    manifest, folder, digest = opened(path)
     name = choose_format(manifest, format)
     check_files(folder, manifest)
     require_trust(manifest, digest, name, trust)

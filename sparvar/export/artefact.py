@@ -239,7 +239,7 @@ def _manifest(
         prefix=family.prefix,
         layers=family.layers,
         images=family.images,
-        image=tuple(image.shape[1:]),
+        image=(image.shape[1], image.shape[2], image.shape[3]),
         inputs=tuple(
             InputSpec(each.name, each.kind, tuple(each.shape), each.dtype, each.default, each.classes)
             for each in family.inputs

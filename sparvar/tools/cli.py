@@ -12,8 +12,11 @@ from sparvar.tools.cmd_calibrate import calibrate
 from sparvar.tools.cmd_demo import demo
 from sparvar.tools.cmd_doctor import doctor
 from sparvar.tools.cmd_explain import explain
+from sparvar.tools.cmd_export import export
 from sparvar.tools.cmd_inspect import inspect
+from sparvar.tools.cmd_run import run
 from sparvar.tools.cmd_transfer import transfer
+from sparvar.tools.cmd_verify import verify
 from sparvar.tools.common import EXIT_CODES, paragraphs
 from sparvar.version import __version__
 
@@ -46,7 +49,7 @@ def sparvar(
     """
 
 
-for _command in (demo, calibrate, transfer, explain, inspect, doctor):
+for _command in (demo, calibrate, transfer, explain, export, run, verify, inspect, doctor):
     app.command(help=paragraphs(_command), epilog=EXIT_CODES)(_command)
 app.add_typer(bench, name="bench")
 

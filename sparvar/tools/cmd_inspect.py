@@ -10,6 +10,7 @@ import typer
 
 from sparvar.errors import OptionError, PlanError, PlanWarning, message
 from sparvar.scale_plans import Plan, diff, load_plan
+from sparvar.tools.artefact_view import facts, is_artefact, view
 from sparvar.tools.common import FAILED, handled, notes, output, print_json
 
 
@@ -36,9 +37,22 @@ def _rehash(path: Path) -> Plan:
     return plan
 
 
+def _show_artefact(path: Path, json: bool, more: bool) -> None:
+    if more:
+        must = "be left out for an artefact"
+        raise OptionError(message("--diff, --check, --rehash", must, str(path), "see sparvar verify"))
+    manifest, picture = view(path)
+    if json:
+        print_json(facts(manifest))
+    else:
+        output().print(picture)
+
+
 @handled
 def inspect(
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan file, or the name of a shipped plan.")],
+    plan: Annotated[
+        str, typer.Argument(metavar="PLAN", help="A plan file, the name of a shipped plan, or an artefact.")
+    ],
     other: Annotated[
         str | None, typer.Option("--diff", metavar="OTHER", help="Show what changes from PLAN to OTHER.")
     ] = None,
@@ -48,7 +62,7 @@ def inspect(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Read a plan: what runs at every scale and layer, how many keys it keeps, where it comes from.
+    """Read a plan or an artefact: what runs at every scale and layer, what it keeps and saves, where it comes from.
 
     A plan is a JSON file. Edit it, check it, give it to [cyan]sparvar demo --plan[/]. With [bold]--check[/] the exit
     code is 1 when the plan contradicts itself; with [bold]--diff[/] it is 0 whether or not the plans differ.
@@ -60,7 +74,12 @@ def inspect(
         sparvar inspect mine.json --diff demo-output/plan.json
 
         sparvar inspect mine.json --check
+
+        sparvar inspect landscape.sparvar
     """
+    if is_artefact(Path(plan)):
+        _show_artefact(Path(plan), json, other is not None or check or rehash)
+        return
     if rehash:
         renewed = _rehash(Path(plan))
         notes().print(f"{plan}: digest {renewed.digest}", markup=False, soft_wrap=True)

@@ -121,7 +121,7 @@ class FlexVarFamily(Family):
         entry = pick(filtered(logits, 1 if likeliest else self.top_k, self.top_p), noise[f"noise/{scale}.draw"])
         if scale == scales:
             return {"entry": entry}
-        book = F.normalize(self.vqvae.quantize.embedding.weight, p=2, dim=-1)  # type: ignore[union-attr]
+        book = F.normalize(self.vqvae.quantize.embedding.weight, p=2, dim=-1)  # type: ignore[union-attr,arg-type]
         grid = book[entry].reshape(self.images, side, side, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=self.schedule[scale], mode="bicubic")
         tokens = model.word_embed(grid.flatten(2).transpose(1, 2)) + self._positions(scale + 1)

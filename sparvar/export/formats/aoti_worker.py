@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._inductor import aot_compile
@@ -41,8 +42,8 @@ def compile_program(source: Path, target: Path) -> None:
     assert isinstance(files, list)
     paths = [str(file) for file in files]
     with tempfile.TemporaryDirectory() as folder:
-        kept = [path for path in paths if not path.endswith(DROPPED)]
-        kept = [_stripped(Path(path), Path(folder)) if path.endswith(".so") else path for path in kept]
+        paths = [path for path in paths if not path.endswith(DROPPED)]
+        kept: list[Any] = [_stripped(Path(path), Path(folder)) if path.endswith(".so") else path for path in paths]
         temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
             package_aoti(str(temporary), kept)
