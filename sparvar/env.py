@@ -26,7 +26,10 @@ GpuTune = Literal["pinned", "search"]
 
 # name -> (default, meaning); shown by `sparvar doctor` and in the documentation
 VARIABLES: dict[str, tuple[str, str]] = {
-    "SPARVAR_CACHE_DIR": ("~/.cache/sparvar", "folder of the compiled CPU kernels"),
+    "SPARVAR_CACHE_DIR": (
+        "~/.cache/sparvar",
+        "folder of compiled CPU kernels, unpacked artefacts, the list of artefacts made here",
+    ),
     "SPARVAR_CPU_KERNELS": (
         "auto",
         "auto: compiled kernels, or torch ops with a warning where none can be built; "
@@ -58,7 +61,10 @@ def current(name: str) -> str:
 
 
 def cache_dir() -> Path:
-    """Return the folder of compiled kernels (`SPARVAR_CACHE_DIR`, `$XDG_CACHE_HOME/sparvar`, `~/.cache/sparvar`)."""
+    """Return the folder of what is kept between runs.
+
+    `SPARVAR_CACHE_DIR`, else `$XDG_CACHE_HOME/sparvar`, else `~/.cache/sparvar`.
+    """
     if not os.environ.get("SPARVAR_CACHE_DIR") and (base := os.environ.get("XDG_CACHE_HOME")):
         return Path(base) / "sparvar"
     return Path(current("SPARVAR_CACHE_DIR")).expanduser()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "ArtefactError",
     "CaptureError",
     "KernelError",
     "OptionError",
@@ -79,6 +80,10 @@ class SessionError(SparvarError):
 
 class WeightsError(SparvarError):
     """A weights file is missing, damaged, or belongs to another model."""
+
+
+class ArtefactError(SparvarError):
+    """An artefact is damaged, unsafe, or does not fit this machine."""
 
 
 class OutputError(SparvarError):

@@ -1,0 +1,94 @@
+"""Whose native code is run: that of artefacts made here, and that of others when somebody says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+
+from sparvar import env
+from sparvar.artefact.disk import locked, whole
+from sparvar.artefact.manifest import Manifest
+from sparvar.errors import ArtefactError, message
+
+__all__ = ["known", "remember", "require_trust"]
+
+DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def _path() -> Path:
+    return env.cache_dir() / "artefacts-made-here.json"
+
+
+def _read(path: Path) -> list[str]:
+    """The checksums in the list; none where there is no list. Raises `ArtefactError` where others could have written.
+
+    Checks the open file, not the name, so that nobody can change it in between.
+    """
+    remedy = "delete it, and load artefacts made here with --trust"
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise ArtefactError(message(str(path), "be a readable file and no link", got, remedy)) from error
+    with open(handle, "rb") as file:
+        status = os.fstat(file.fileno())
+        if hasattr(os, "getuid"):
+            if status.st_uid != os.getuid():
+                raise ArtefactError(message(str(path), "belong to you", f"user {status.st_uid}", remedy))
+            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                mode = oct(stat.S_IMODE(status.st_mode))
+                raise ArtefactError(message(str(path), "be writable for you alone (0o600)", mode, remedy))
+        data = file.read()
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(message(str(path), "be JSON", str(error), remedy)) from error
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, str) and DIGEST.fullmatch(entry) for entry in entries
+    ):
+        raise ArtefactError(message(str(path), "be a list of checksums", "something else", remedy))
+    return entries
+
+
+def remember(manifest_sha256: str) -> None:
+    """Note that the artefact with this manifest was made here, so that its native code may run.
+
+    Raises:
+        ArtefactError: the list is damaged or not safe.
+        OutputError: it cannot be written.
+    """
+    if not DIGEST.fullmatch(manifest_sha256):
+        raise ArtefactError(message("the manifest's sha256", "be 64 hexadecimal digits", repr(manifest_sha256)))
+    path = _path()
+    with locked(path.with_suffix(".lock")):
+        entries = _read(path)
+        if manifest_sha256 not in entries:
+            with whole(path, 0o600) as file:
+                file.write(json.dumps([*entries, manifest_sha256], indent=1).encode() + b"\n")
+
+
+def known(manifest_sha256: str) -> bool:
+    """Whether the artefact with this manifest was made here. Raises `ArtefactError` where the list is not safe."""
+    return manifest_sha256 in _read(_path())
+
+
+def require_trust(manifest: Manifest, manifest_sha256: str, format: str, trust: bool) -> None:
+    """Refuse to run native code that came from elsewhere, unless ``trust`` says that it may.
+
+    The manifest's checksum stands for its files only where `check_files` has compared them. Formats without native
+    code need no trust. Raises `ArtefactError`, with each file and its checksum.
+    """
+    native = manifest.formats[format].native_files()
+    if not native or trust or known(manifest_sha256):
+        return
+    lines = [f"  {path}  sha256 {manifest.files[path].sha256}" for path in native]
+    must = f"be made on this machine to run as {format!r} without more ado: that runs its native code"
+    remedy = "if you trust whoever made it, say so: --trust on the command line, trust=True in Python"
+    raise ArtefactError(
+        message(f"artefact {manifest.model.name}", must, "one from elsewhere", remedy) + ":\n" + "\n".join(lines)
+    )
