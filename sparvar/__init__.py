@@ -1,25 +1,58 @@
 """sparvar: fast next-scale (VAR) image generation as a torch.compile backend, without training."""
 
-from sparvar.backend import attachment_of, compile, detach, reset
-from sparvar.calibrate import calibrate
-from sparvar.errors import (
-    CaptureError,
-    KernelError,
-    OptionError,
-    OutputError,
-    PlanError,
-    SessionError,
-    SparvarError,
-    SparvarWarning,
-    WeightsError,
-)
-from sparvar.explain import Explanation, explain
-from sparvar.options import Options
-from sparvar.passes import fingerprint
-from sparvar.scale_plans import Plan
+from typing import TYPE_CHECKING
+
+from sparvar.lazy import exports
 from sparvar.version import __version__
 
+if TYPE_CHECKING:
+    from sparvar.backend import attachment_of, compile, detach, reset
+    from sparvar.calibrate import calibrate
+    from sparvar.errors import (
+        ArtefactError,
+        CaptureError,
+        KernelError,
+        OptionError,
+        OutputError,
+        PlanError,
+        SessionError,
+        SparvarError,
+        SparvarWarning,
+        WeightsError,
+    )
+    from sparvar.explain import Explanation, explain
+    from sparvar.options import Options
+    from sparvar.passes import fingerprint
+    from sparvar.scale_plans import Plan
+else:
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "ArtefactError": "sparvar.errors",
+            "CaptureError": "sparvar.errors",
+            "Explanation": "sparvar.explain",
+            "KernelError": "sparvar.errors",
+            "OptionError": "sparvar.errors",
+            "Options": "sparvar.options",
+            "OutputError": "sparvar.errors",
+            "Plan": "sparvar.scale_plans",
+            "PlanError": "sparvar.errors",
+            "SessionError": "sparvar.errors",
+            "SparvarError": "sparvar.errors",
+            "SparvarWarning": "sparvar.errors",
+            "WeightsError": "sparvar.errors",
+            "attachment_of": "sparvar.backend",
+            "calibrate": "sparvar.calibrate",
+            "compile": "sparvar.backend",
+            "detach": "sparvar.backend",
+            "explain": "sparvar.explain",
+            "fingerprint": "sparvar.passes",
+            "reset": "sparvar.backend",
+        },
+    )
+
 __all__ = [
+    "ArtefactError",
     "CaptureError",
     "Explanation",
     "KernelError",

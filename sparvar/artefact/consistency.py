@@ -36,9 +36,11 @@ def check_manifest(manifest: Manifest, where: str) -> Manifest:
 
     Names of weights and constants are checked by `check_tensors`, once their files are open. Raises `ArtefactError`.
     """
-    _check_files(manifest, where)
     if not manifest.schedule:
         raise _fail(where, "schedule", "have at least one scale", "none")
+    if not manifest.formats:
+        raise _fail(where, "formats", "have at least one format", "none")
+    _check_files(manifest, where)
     for place, names in (
         ("inputs", [entry.name for entry in manifest.inputs]),
         ("noise", [entry.name for entry in manifest.noise]),
@@ -49,8 +51,6 @@ def check_manifest(manifest: Manifest, where: str) -> Manifest:
         if noise.per_image and noise.shape[:1] != (manifest.images,):
             must = f"begin with the number of images, {manifest.images}"
             raise _fail(where, f"noise[{index}].shape", must, list(noise.shape))
-    if not manifest.formats:
-        raise _fail(where, "formats", "have at least one format", "none")
     for name, spec in manifest.formats.items():
         _check_format(manifest, spec, where, f"formats.{name}")
     return manifest
@@ -78,7 +78,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
     used = {path for _, path in named}
     for path in manifest.files:
         if native_name(path) and path not in used:
-            raise _fail(where, f"files[{path!r}]", "be named by a format: it is native code", "no format that does")
+            raise _fail(where, f'files["{path}"]', "be named by a format: it is native code", "no format that does")
 
 
 def _check_format(manifest: Manifest, spec: FormatSpec, where: str, place: str) -> None:

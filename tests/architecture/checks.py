@@ -30,10 +30,29 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "sparvar.runtime.*",
         "sparvar.calibrate.*",
     ),
+    "sparvar.artefact": (*SHARED, "sparvar.kernels", "sparvar.artefact.*"),
+    "sparvar.export": (
+        *SHARED,
+        "sparvar.backend",
+        "sparvar.dynamo_support",
+        "sparvar.explain",
+        "sparvar.options",
+        "sparvar.site_graphs",
+        "sparvar.artefact.*",
+        "sparvar.calibrate.*",
+        "sparvar.kernels.*",
+        "sparvar.passes.*",
+        "sparvar.runtime.*",
+        "sparvar.scale_plans.*",
+        "sparvar.zoo.*",
+        "sparvar.export.*",
+    ),
     "sparvar.tools": (
         "sparvar",
         *SHARED,
+        "sparvar.artefact",
         "sparvar.calibrate",
+        "sparvar.export",
         "sparvar.scale_plans",
         "sparvar.kernels",
         "sparvar.zoo.*",
@@ -52,6 +71,8 @@ WHY = {
     "sparvar.passes": "passes rewrite graphs: state of a generation belongs to runtime/, wiring to backend.py",
     "sparvar.zoo": "the zoo is written as any upstream model is and knows nothing of sparvar: move the code to tools/",
     "sparvar.calibrate": "calibration watches the runtime through the backend: a rule on graphs belongs to passes/",
+    "sparvar.artefact": "artefacts run where there is neither model nor plan: what makes them belongs to export/",
+    "sparvar.export": "export makes artefacts with any part of the package: what a user types belongs to tools/",
     "sparvar.tools": "tools use the public API: re-export what they need from the package's __init__.py",
     "sparvar": "only tools may import the whole package; name the module",
 }
@@ -90,9 +111,15 @@ def _imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[in
 
 def _exports(path: Path, known: dict[str, Path]) -> set[str]:
     """Names a module takes from elsewhere: ``sparvar.explain`` the function hides the module of that name."""
-    imports = [node for node in _parse(path).body if isinstance(node, ast.ImportFrom) and not node.level]
+    body = _parse(path).body
+    body += [inner for node in body if _for_type_checkers(node) for inner in getattr(node, "body", [])]
+    imports = [node for node in body if isinstance(node, ast.ImportFrom) and not node.level]
     names = [(node.module, alias) for node in imports for alias in node.names]
     return {alias.asname or alias.name for module, alias in names if f"{module}.{alias.name}" not in known}
+
+
+def _for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _allows(pattern: str, target: str) -> bool:
@@ -129,8 +156,38 @@ def import_problems(root: Path) -> list[str]:
     return problems
 
 
+LAZY = "__getattr__, __dir__ = exports(__name__, {...})"
+
+
+def _lazy_problem(node: ast.stmt) -> str:
+    """What a statement is instead of the one form in which names are exported lazily; empty if it is that.
+
+    ``if TYPE_CHECKING:`` with imports alone, ``else:`` the assignment `LAZY` with a table of the same names from the
+    same modules.
+    """
+    if not isinstance(node, ast.If) or not _for_type_checkers(node):
+        return type(node).__name__
+    imported = {}
+    for inner in node.body:
+        if not isinstance(inner, ast.ImportFrom) or inner.level:
+            return f"{type(inner).__name__} for type checkers"
+        imported |= {alias.asname or alias.name: inner.module for alias in inner.names}
+    if len(node.orelse) != 1 or not isinstance(node.orelse[0], ast.Assign):
+        return "another branch than one assignment"
+    value = node.orelse[0].value
+    table = value.args[1] if isinstance(value, ast.Call) and len(value.args) == 2 else None
+    if not isinstance(table, ast.Dict) or ast.unparse(node.orelse[0]).replace(ast.unparse(table), "{...}") not in (
+        LAZY,
+        LAZY.replace("__getattr__, __dir__", "(__getattr__, __dir__)"),
+    ):
+        return "another assignment"
+    lazy = ast.literal_eval(table)
+    wrong = sorted(name for name in {*imported, *lazy} if imported.get(name) != lazy.get(name))
+    return f"a table that differs from the imports for type checkers in {', '.join(wrong)}" if wrong else ""
+
+
 def init_problems(root: Path) -> list[str]:
-    """Statements in ``__init__.py`` files that are more than re-exports."""
+    """Statements in ``__init__.py`` files that are more than re-exports; the top level's may be lazy."""
     problems = []
     for name, path in modules(root).items():
         if path.name != "__init__.py":
@@ -141,10 +198,13 @@ def init_problems(root: Path) -> list[str]:
             version = name == "sparvar" and names == ["__version__"]
             if docstring or version or names == ["__all__"] or isinstance(node, ast.Import | ast.ImportFrom):
                 continue
-            problems.append(
-                f"{path.relative_to(root)}:{node.lineno}: an __init__.py must only re-export (docstring, imports, "
-                f"__all__), got {type(node).__name__}; move it to a module of the folder"
-            )
+            got = _lazy_problem(node) if name == "sparvar" else type(node).__name__
+            if got:
+                may = f", imports for type checkers with {LAZY}" if name == "sparvar" else ""
+                problems.append(
+                    f"{path.relative_to(root)}:{node.lineno}: an __init__.py must only re-export (docstring, imports, "
+                    f"__all__{may}), got {got}; move it to a module of the folder"
+                )
     return problems
 
 

@@ -47,6 +47,18 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ("zoo/f.py", "from sparvar.errors import SparvarError", "knows nothing of sparvar: move the code to tools/"),
         ("errors.py", "from sparvar.env import x", "sparvar.errors may import nothing of sparvar, got sparvar.env"),
         ("backend.py", "from sparvar import compile", "only tools may import the whole package; name the module"),
+        (
+            "artefact/h.py",
+            "def f():\n    import sparvar.passes.x",
+            "what makes them belongs to export/",
+        ),
+        (
+            "artefact/h.py",
+            "from sparvar.kernels.common.native import x",
+            "got sparvar.kernels.common.native",
+        ),
+        ("export/i.py", "from sparvar.tools.cli import main", "what a user types belongs to tools/"),
+        ("tools/e.py", "from sparvar.export.programs import x", "got sparvar.export.programs; tools use the public"),
         ("novel/g.py", "", "sparvar.novel.g is in no part with a rule; add its folder to ALLOWED"),
         ("novel/__init__.py", "", "sparvar.novel is in no part with a rule"),
     ],
@@ -60,7 +72,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, name: str, text: str, says: str
 
 def test_right_imports_pass(tmp_path: Path) -> None:
     files = {
-        "__init__.py": "from sparvar.backend import compile\nfrom sparvar.explain import explain",
+        "__init__.py": LAZY.format("from sparvar.explain import explain", "'explain': 'sparvar.explain'"),
         "explain.py": "",
         "backend.py": "from sparvar.passes import x\nfrom sparvar.runtime.session import y\nimport torch, os.path",
         "passes/a.py": "from . import b\nfrom sparvar.scale_plans.plan import Plan\nimport sparvar.kernels",
@@ -79,6 +91,44 @@ def test_right_imports_pass(tmp_path: Path) -> None:
 def test_code_in_an_init_is_found(tmp_path: Path, text: str) -> None:
     (problem,) = checks.init_problems(tree(tmp_path, {"tools/__init__.py": text}))
     assert "must only re-export" in problem
+
+
+LAZY = """from typing import TYPE_CHECKING
+from sparvar.lazy import exports
+if TYPE_CHECKING:
+    {}
+else:
+    __getattr__, __dir__ = exports(__name__, {{{}}})
+"""
+IMPORT = "from sparvar.a import b"
+
+
+def test_only_the_top_level_is_lazy(tmp_path: Path) -> None:
+    text = LAZY.format(IMPORT, "'b': 'sparvar.a'")
+    assert checks.init_problems(tree(tmp_path / "top", {"__init__.py": text})) == []
+    (problem,) = checks.init_problems(tree(tmp_path / "low", {"tools/__init__.py": text}))
+    assert problem.startswith("sparvar/tools/__init__.py:3")
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        (LAZY.format(IMPORT, ""), "a table that differs from the imports for type checkers in b"),
+        (LAZY.format(IMPORT, "'b': 'sparvar.c'"), "a table that differs from the imports for type checkers in b"),
+        (LAZY.format(IMPORT, "'b': 'sparvar.a', 'c': 'sparvar.a'"), "in c"),
+        (LAZY.format("x = 1", ""), "got Assign for type checkers"),
+        (LAZY.format(IMPORT, "'b': 'sparvar.a'").replace("exports(", "other("), "got another assignment"),
+        (LAZY.format(IMPORT, "'b': 'sparvar.a'").replace("__dir__", "dir"), "got another assignment"),
+        (LAZY.format(IMPORT, "'b': 'sparvar.a'") + "    x = 1", "got another branch than one assignment"),
+        (f"if TYPE_CHECKING:\n    {IMPORT}", "got another branch than one assignment"),
+        ("def __getattr__(name):\n    pass", "got FunctionDef"),
+        ("if True:\n    import os", "got If"),
+    ],
+)
+def test_another_lazy_form_is_found(tmp_path: Path, text: str, got: str) -> None:
+    (problem,) = checks.init_problems(tree(tmp_path, {"__init__.py": text}))
+    assert got in problem
+    assert "__getattr__, __dir__ = exports(__name__, {...})" in problem
 
 
 def test_only_the_top_level_has_a_version(tmp_path: Path) -> None:
