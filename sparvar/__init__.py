@@ -6,6 +6,7 @@ from sparvar.lazy import exports
 from sparvar.version import __version__
 
 if TYPE_CHECKING:
+    from sparvar.artefact import Artefact, load, verify
     from sparvar.backend import attachment_of, compile, detach, reset
     from sparvar.calibrate import calibrate
     from sparvar.errors import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from sparvar.explain import Explanation, explain
+    from sparvar.export import export_artefact
     from sparvar.options import Options
     from sparvar.passes import fingerprint
     from sparvar.scale_plans import Plan
@@ -28,6 +30,7 @@ else:
     __getattr__, __dir__ = exports(
         __name__,
         {
+            "Artefact": "sparvar.artefact",
             "ArtefactError": "sparvar.errors",
             "CaptureError": "sparvar.errors",
             "Explanation": "sparvar.explain",
@@ -46,12 +49,16 @@ else:
             "compile": "sparvar.backend",
             "detach": "sparvar.backend",
             "explain": "sparvar.explain",
+            "export_artefact": "sparvar.export",
             "fingerprint": "sparvar.passes",
+            "load": "sparvar.artefact",
             "reset": "sparvar.backend",
+            "verify": "sparvar.artefact",
         },
     )
 
 __all__ = [
+    "Artefact",
     "ArtefactError",
     "CaptureError",
     "Explanation",
@@ -71,6 +78,9 @@ __all__ = [
     "compile",
     "detach",
     "explain",
+    "export_artefact",
     "fingerprint",
+    "load",
     "reset",
+    "verify",
 ]

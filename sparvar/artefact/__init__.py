@@ -1,21 +1,35 @@
 """Artefacts: what runs where the model is not. Needs torch, or NumPy and onnxruntime, and nothing else."""
 
+from sparvar.artefact.files import check_files, pack, unpack
 from sparvar.artefact.inputs import Request
 from sparvar.artefact.load import Artefact, Session, load, opened
-from sparvar.artefact.manifest import FormatSpec, Manifest, ProgramSpec, Step
+from sparvar.artefact.manifest import FormatSpec, Manifest, ProgramSpec, Step, read_manifest
+from sparvar.artefact.noise import NumpyNoiseStream, TorchNoiseStream
+from sparvar.artefact.tensors import TensorFile
+from sparvar.artefact.trust import known, remember, require_trust
 from sparvar.artefact.verify import ProgramTime, Report, verify
 
 __all__ = [
     "Artefact",
     "FormatSpec",
     "Manifest",
+    "NumpyNoiseStream",
     "ProgramSpec",
     "ProgramTime",
     "Report",
     "Request",
     "Session",
     "Step",
+    "TensorFile",
+    "TorchNoiseStream",
+    "check_files",
+    "known",
     "load",
     "opened",
+    "pack",
+    "read_manifest",
+    "remember",
+    "require_trust",
+    "unpack",
     "verify",
 ]

@@ -7,7 +7,8 @@ from sparvar.kernels.attention_stats.op import attention_stats
 from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.column_sums.op import column_sums
 from sparvar.kernels.common.gpu import GpuStatus, gpu_status
-from sparvar.kernels.common.native import NativeStatus, implementation, native_status
+from sparvar.kernels.common.native import NativeStatus, adopt_library, implementation, native_status, sources_digest
+from sparvar.kernels.kv_cache.memory import empty as kv_empty
 from sparvar.kernels.kv_cache.memory import give_back
 from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
 from sparvar.kernels.kv_cache.memory import release_idle as kv_release
@@ -34,6 +35,7 @@ __all__ = [
     "StaticCase",
     "StaticFacts",
     "Work",
+    "adopt_library",
     "attention_stats",
     "column_sparse_attention",
     "column_sums",
@@ -43,6 +45,7 @@ __all__ = [
     "gpu_status",
     "implementation",
     "kv_adopt",
+    "kv_empty",
     "kv_extend",
     "kv_held_bytes",
     "kv_release",
@@ -55,6 +58,7 @@ __all__ = [
     "row_mlp",
     "row_mlp_rows",
     "select_columns",
+    "sources_digest",
     "static_cases",
     "static_compile",
     "static_problems",

@@ -38,10 +38,10 @@ class AotiEngine:
 
     def buffer(self, shape: Sequence[int], dtype: str) -> Any:
         """Memory that programs write into."""
-        from sparvar.kernels.kv_cache.memory import empty
+        from sparvar.kernels import kv_empty
 
         with self.torch.inference_mode(False):
-            return empty(tuple(shape), getattr(self.torch, dtype), self.device)
+            return kv_empty(tuple(shape), getattr(self.torch, dtype), self.device)
 
     def tensor(self, value: Any, dtype: str) -> Any:
         """A value on the engine's device."""
@@ -63,7 +63,7 @@ class AotiEngine:
 
     def adopt(self, native: Sequence[Path]) -> None:
         """Load the CPU kernels that came with the artefact, so that nothing is compiled here."""
-        from sparvar.kernels.common.native import adopt_library
+        from sparvar.kernels import adopt_library
 
         for path in native:
             adopt_library(path)
@@ -128,7 +128,7 @@ def facts(device: str) -> dict[str, Any]:
     """What compiled programs depend on."""
     import torch
 
-    from sparvar.kernels.common.native import sources_digest
+    from sparvar.kernels import sources_digest
 
     found: dict[str, Any] = {
         "torch": torch.__version__.partition("+")[0],
