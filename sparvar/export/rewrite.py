@@ -59,7 +59,7 @@ def block_program(
     plan: Plan,
     inputs: list[str],
     site: SiteMaker = native_site,
-    row_mlp: bool = True,
+    functional: bool = False,
 ) -> BlockProgram:
     """The program of a kind from a captured graph.
 
@@ -68,7 +68,9 @@ def block_program(
         kind: one of `sparvar.export.sites.KINDS`.
         inputs: value name of every placeholder, "" for the caches.
         site: makes what stands for attention.
-        row_mlp: cut large MLPs in chunks of rows, as the in-process path does at sparse scales.
+        functional: keys and values come in and go out as values ``k.{layer}`` and ``v.{layer}``, as formats without
+            mutable inputs need it, and large MLPs stay whole. Otherwise they are written into buffers, and MLPs run over
+            chunks of rows at sparse scales, as in process.
 
     Raises:
         CaptureError: the attention was not recognised.
@@ -82,12 +84,19 @@ def block_program(
     if kind != "dense":
         function = site(plan, kind, graph.context.scale, call.scale)
         given = editor.replace(call, takes, taken_examples(plan, takes, call), function)
-    buffers = {}
-    for part, node, dtype in zip("kv", call.caches, dtypes, strict=True):
-        name = f"buffers/{part}.{{layer}}"
-        buffers[name] = editor.append(node, dtype, name)
+    buffers, caches = {}, dict(zip(("k.{layer}", "v.{layer}"), call.caches, strict=True))
+    if functional:
+        last = graph.context.keys == graph.context.capacity
+        given += [] if last else list(caches.values())
+        outputs = [*takes.gives, *(() if last else caches)]
+        for name, node in caches.items():
+            editor.pass_through(node, name)
+    else:
+        outputs = list(takes.gives)
+        for (name, node), dtype in zip(caches.items(), dtypes, strict=True):
+            buffers[f"buffers/{name}"] = editor.append(node, dtype, f"buffers/{name}")
     editor.finish(graph.result, given)
-    if kind in ("cs4a", "csla") and row_mlp:
+    if kind in ("cs4a", "csla") and not functional:
         RowMlpRule().apply(module.graph, dataclasses.replace(graph.context, kind="sparse"))
     module.graph.lint()
     module.recompile()
@@ -98,7 +107,7 @@ def block_program(
         module,
         [editor.names[node] for node in placeholders],
         [_meta(example(node)) for node in placeholders],
-        ["x", *takes.gives],
+        ["x", *outputs],
         buffers,
     )
 
@@ -180,6 +189,12 @@ class _Editor:
             self.graph.erase_node(cache)
         return buffer_example
 
+    def pass_through(self, cache: fx.Node, name: str) -> None:
+        """Call the cache that comes in by its value's name."""
+        if self.context.keys != self.context.tokens:
+            old = self._parts(cache)[0]
+            self.names[old] = name
+
     def finish(self, result: int, given: list[fx.Node]) -> None:
         """Give back the block's output and what the site gives; drop inputs that nothing reads."""
         output = self.graph.output_node()
@@ -210,10 +225,14 @@ class _Editor:
         return found[0]
 
     def _new_part(self, cache: fx.Node) -> fx.Node:
+        return self._parts(cache)[1]
+
+    def _parts(self, cache: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """The old cache and the new tokens."""
         parts = (cache.args[0] if cache.args else cache.kwargs.get("tensors")) if is_cat(cache) else None
         if isinstance(parts, list | tuple) and len(parts) == 2:
             old, new = parts
             if isinstance(old, fx.Node) and old.op == "placeholder" and isinstance(new, fx.Node):
-                return new
+                return old, new
         must = "be a cat of the old cache and the new tokens"
         raise CaptureError(message(self._subject("cache"), must, f"{cache.op} {cache.target}"))
