@@ -152,9 +152,9 @@ def test_hart(settings: dict[str, Any]) -> None:
     with family_imports("hart"), hart_models.cuda_is_the_cpu():
         family = hart(**settings)
         assert family.prefix == 300 and family.schedule[0] == (2, 2) and list(family.scales)[:2] == [0, 1]
-        # The level of a scale is embedded once, not for every token, which rounds differently; smoothing divides the
-        # difference by temperatures down to 0.005.
-        assert_images(family, hart_inputs(family), atol=1e-3 if settings.get("more_smooth") else 1e-5)
+        # A scale's level is embedded once, and of the text's logits only the last token's are computed: last digits
+        # differ, by 1e-5 in the image; smoothing divides logits by temperatures down to 0.005.
+        assert_images(family, hart_inputs(family), atol=1e-3 if settings.get("more_smooth") else 5e-5)
 
 
 MADE: dict[str, tuple[Callable[..., Family], Callable[[Family], dict[str, Tensor]]]] = {
