@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError
 from sparvar.export.families import Family, LandscapeFamily, family_of
-from tests.export.programs import chain, number
+from tests.export.programs import block_sources, chain, number
 from tests.tiny import SIDES, tiny_model
 
 WIDE = tuple((side, max(side, 3 * side // 2)) for side in SIDES)
@@ -53,6 +53,11 @@ def test_begin_leave_and_decode_go_through_export() -> None:
     eager, expected = chain(family, given, 3)
     assert torch.equal(image, eager) and torch.equal(eager, family.generate(given, 3))
     assert [set(state) for state in states] == [set(state) for state in expected]
+
+
+def test_a_block_takes_its_values_by_these_sources() -> None:
+    family = family_of(tiny_model())
+    assert block_sources(family, inputs(1), [1, 2]) == {*family.block_values, "L['rope']"}
 
 
 def test_what_a_run_takes() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError
 from sparvar.export.families import Family, family_of
-from tests.export.programs import chain, number
+from tests.export.programs import block_sources, chain, number
 from tests.upstream import hart_models, infinity_models, var_models
 from tests.upstream.checkouts import family_imports
 
@@ -152,7 +152,9 @@ def test_hart(settings: dict[str, Any]) -> None:
     with family_imports("hart"), hart_models.cuda_is_the_cpu():
         family = hart(**settings)
         assert family.prefix == 300 and family.schedule[0] == (2, 2) and list(family.scales)[:2] == [0, 1]
-        assert_images(family, hart_inputs(family))
+        # A scale's level is embedded once, and of the text's logits only the last token's are computed: last digits
+        # differ, by 1e-5 in the image; smoothing divides logits by temperatures down to 0.005.
+        assert_images(family, hart_inputs(family), atol=1e-3 if settings.get("more_smooth") else 5e-5)
 
 
 MADE: dict[str, tuple[Callable[..., Family], Callable[[Family], dict[str, Tensor]]]] = {
@@ -209,27 +211,26 @@ def test_functional_computes_the_same_and_leaves_the_model_as_it_was(name: str) 
 
 
 def _wired(model: nn.Module) -> list[object]:
-    """What a model's modules call: their classes' forward, its globals of the packed kernel, their fused norms."""
+    """What a model's modules call: their classes' forward, its kernel and NumPy, their fused norms."""
     found: list[object] = []
     for module in model.modules():
         forward = type(module).forward
         names = getattr(forward, "__globals__", {})
-        found += [forward, names.get("flash_attn_varlen_kvpacked_func"), getattr(module, "fused_norm_func", None)]
+        found += [forward, getattr(module, "fused_norm_func", None)]
+        found += [names.get(name) for name in ("flash_attn_varlen_kvpacked_func", "np")]
     return found
 
 
-def test_blocks_and_sources_of_their_values() -> None:
-    for name, (make, given) in MADE.items():
-        with family_imports(name):
-            family = make()
-            inputs = given(family)
-            with torch.no_grad():
-                state = family.begin(inputs)
-            assert {state[value].shape[0] for value in family.block_values.values()} - {family.rows} <= {
-                *(state[value].shape[0] for value in ("text", "bounds") if value in state)
-            }
-            assert family.layers == len(family.blocks) and family.block(1) is family.blocks[1]
-            assert set(family.roots) >= {"model"}
+@pytest.mark.parametrize("name", MADE)
+def test_a_block_takes_its_values_by_these_sources(name: str) -> None:
+    with family_imports(name):
+        make, given = MADE[name]
+        family = make()
+        assert family.layers == len(family.blocks) and family.block(1) is family.blocks[1]
+        found = block_sources(family, given(family), family.scales[:3])
+        constants = {source for source in found if source.startswith("L['rope2d_freqs_grid']")}
+        assert found - constants == set(family.block_values)
+        assert bool(constants) == (name == "Infinity")
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ class Family(ABC):
     def leave(self, scale: int, state: State, noise: dict[str, Tensor]) -> State:
         """From the last block's output ``state["x"]`` and the scale's noise to what changes in the state.
 
-        ``x`` is the next scale's input and is missing after the last scale; what does not change is left out.
+        ``x`` is the next scale's input and is missing after the last scale; what does not change is left out. All
+        tensors are contiguous, here and in ``begin``.
         """
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class FlexVarFamily(Family):
         sides = tuple(self.model.patch_nums if infer_patch_nums is None else infer_patch_nums)
         self._check(sides)
         check_sampling(top_k, top_p, self.model.V)
-        self.vqvae: nn.Module = vqvae
+        self.vqvae: Any = vqvae
         self.require(vqvae, "vqvae", ("decode_code", "quantize.embedding"))
         self.roots = {"model": model, "vqvae": vqvae}
         self.schedule = tuple((side, side) for side in sides)
@@ -121,7 +121,7 @@ class FlexVarFamily(Family):
         entry = pick(filtered(logits, 1 if likeliest else self.top_k, self.top_p), noise[f"noise/{scale}.draw"])
         if scale == scales:
             return {"entry": entry}
-        book = F.normalize(self.vqvae.quantize.embedding.weight, p=2, dim=-1)  # type: ignore[union-attr,arg-type]
+        book = F.normalize(self.vqvae.quantize.embedding.weight, p=2, dim=-1)
         grid = book[entry].reshape(self.images, side, side, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=self.schedule[scale], mode="bicubic")
         tokens = model.word_embed(grid.flatten(2).transpose(1, 2)) + self._positions(scale + 1)
@@ -129,7 +129,7 @@ class FlexVarFamily(Family):
 
     def decode(self, state: State) -> Tensor:
         shape = [self.images, self.model.Cvae, *self.schedule[-1]]
-        return _unit(self.vqvae.decode_code(state["entry"], shape=shape))  # type: ignore[operator]
+        return _unit(self.vqvae.decode_code(state["entry"], shape=shape))
 
     def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
         images = self.model.autoregressive_infer_cfg(

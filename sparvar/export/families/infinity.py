@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -156,21 +157,22 @@ class InfinityFamily(Family):
 
     @contextmanager
     def functional(self) -> Iterator[None]:
-        """The cross-attention's packed kernel as plain attention, and fused norms as they are written."""
+        """The cross-attention's kernel as plain attention, fused norms as they are written, and Python's own sums."""
         cross = type(self.model.text_proj_for_sos.ca).forward
         names = cross.__globals__
         if VARLEN not in names:
             raise CaptureError(message("infinity family, cross-attention", f"call {VARLEN}", cross.__qualname__))
-        kernel = names[VARLEN]
+        replaced = {VARLEN: varlen_attention, "np": _NumPy()}
+        kept = {name: names[name] for name in replaced if name in names}
         fused = [module for module in self.model.modules() if getattr(module, "fused_norm_func", None) is not None]
         compiled = [module.fused_norm_func for module in fused]
-        names[VARLEN] = varlen_attention
+        names.update((name, replaced[name]) for name in kept)
         for module, function in zip(fused, compiled, strict=True):
             module.fused_norm_func = getattr(function, "_torchdynamo_orig_callable", function)
         try:
             yield
         finally:
-            names[VARLEN] = kernel
+            names.update(kept)
             for module, function in zip(fused, compiled, strict=True):
                 module.fused_norm_func = function
 
@@ -232,7 +234,9 @@ class InfinityFamily(Family):
         return {"codes": total, "x": self._with_level(tokens.repeat(self.rows // images, 1, 1), scale + 1)}
 
     def decode(self, state: State) -> Tensor:
-        return ((self.vae.decode(state["codes"].squeeze(-3)) + 1) / 2).float()
+        # The layout in which the model's own sum of codes reaches the decoder: another rounds differently.
+        codes = state["codes"].squeeze(-3).contiguous(memory_format=torch.channels_last)
+        return ((self.vae.decode(codes) + 1) / 2).float()
 
     def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
         scales = len(self.schedule)
@@ -257,6 +261,15 @@ class InfinityFamily(Family):
             inference_mode=True,
         )
         return ((kept.image + 1) / 2).float()
+
+
+class _NumPy:
+    """NumPy, but sums of Python's integers stay such: Dynamo cannot slice with what it makes of NumPy's."""
+
+    sum = staticmethod(sum)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
 
 
 class _Kept:

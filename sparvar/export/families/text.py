@@ -42,10 +42,14 @@ def varlen_attention(
     starts, ends = cu_seqlens_k[:-1].long(), cu_seqlens_k[1:].long()
     place = starts[:, None] + torch.arange(max_seqlen_k, device=q.device)
     keys, values = kv[place.clamp(max=kv.shape[0] - 1)].unbind(2)
-    operands = (q.view(rows, max_seqlen_q, heads, dim), keys, values)
+    query = q.view(rows, max_seqlen_q, heads, dim)
     if q.device.type == "cpu":
-        operands = tuple(x.float() for x in operands)
+        query, keys, values = query.float(), keys.float(), values.float()
     out = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in operands), attn_mask=(place < ends[:, None])[:, None, None], scale=softmax_scale
+        query.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=(place < ends[:, None])[:, None, None],
+        scale=softmax_scale,
     )
     return out.transpose(1, 2).reshape(q.shape).to(q.dtype)
