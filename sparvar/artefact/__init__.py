@@ -1,5 +1,6 @@
 """Artefacts: what `sparvar export` writes, and what runs it on a machine without the model."""
 
+from sparvar.artefact.consistency import check_tensors
 from sparvar.artefact.files import check_files, pack, unpack
 from sparvar.artefact.manifest import Manifest, read_manifest
 from sparvar.artefact.noise import NumpyNoiseStream, TorchNoiseStream
@@ -12,6 +13,7 @@ __all__ = [
     "TensorFile",
     "TorchNoiseStream",
     "check_files",
+    "check_tensors",
     "known",
     "pack",
     "read_manifest",
