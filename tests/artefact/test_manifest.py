@@ -311,9 +311,7 @@ def test_tensors_must_be_what_programs_take() -> None:
     specs |= {"weights/embed": TensorSpec("float32", (4, 3)), "constants/rope": TensorSpec("float32", (2,))}
     check_tensors(manifest, "aoti", specs)
     missing = {name: spec for name, spec in specs.items() if name != "weights/b.1.w"}
-    with pytest.raises(
-        ArtefactError, match=r"steps\[1\]\.in\[1\]: must be a tensor of weights\.safetensors"
-    ):
+    with pytest.raises(ArtefactError, match=r"steps\[1\]\.in\[1\]: must be a tensor of weights\.safetensors"):
         check_tensors(manifest, "aoti", missing)
     with pytest.raises(ArtefactError, match=r"must be float32 \[2\] for its program, got 'constants/rope', which is f"):
         check_tensors(manifest, "onnx", specs | {"constants/rope": TensorSpec("float64", (2,))})
