@@ -1,5 +1,6 @@
 """Artefacts: what runs where the model is not. Needs torch, or NumPy and onnxruntime, and nothing else."""
 
+from sparvar.artefact.consistency import check_tensors
 from sparvar.artefact.files import check_files, pack, unpack
 from sparvar.artefact.inputs import Request
 from sparvar.artefact.load import Artefact, Session, load, opened
@@ -23,6 +24,7 @@ __all__ = [
     "TensorFile",
     "TorchNoiseStream",
     "check_files",
+    "check_tensors",
     "known",
     "load",
     "opened",

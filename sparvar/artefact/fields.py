@@ -35,7 +35,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"the number {name}")
 
 
-def parse(text: str | bytes, where: str) -> Field:
+def parse(text: str | bytes | bytearray, where: str) -> Field:
     """Read strict JSON: no key twice, no NaN or Infinity. ``where`` names the document in messages.
 
     Raises `ArtefactError`.

@@ -30,6 +30,7 @@ __all__ = [
     "ProgramSpec",
     "Step",
     "TensorSpec",
+    "content_digest",
     "read_manifest",
 ]
 
@@ -234,7 +235,7 @@ class Manifest:
         return read_manifest(folder)[0]
 
     @staticmethod
-    def loads(text: str | bytes, where: str = MANIFEST) -> Manifest:
+    def loads(text: str | bytes | bytearray, where: str = MANIFEST) -> Manifest:
         """Read and check the text of a manifest; ``where`` names it in messages. Raises `ArtefactError`."""
         from sparvar.artefact.consistency import check_manifest
         from sparvar.artefact.reading import build
@@ -246,9 +247,17 @@ class Manifest:
         return Manifest.loads(self.dumps())
 
     def dumps(self) -> str:
-        """The manifest as JSON; `loads` gives an equal one."""
-        head = {"format": FORMAT, "schema": SCHEMA}
-        return json.dumps(head | _plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """The manifest as JSON, with a digest of itself that `loads` checks; `loads` gives an equal manifest."""
+        content = {"format": FORMAT, "schema": SCHEMA} | _plain(self)
+        content = {"format": FORMAT, "schema": SCHEMA, "digest": content_digest(content)} | content
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    """``sha256:...`` of a JSON object without its key ``digest``, whatever its spaces and the order of its keys."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def read_manifest(folder: Path | str) -> tuple[Manifest, str]:

@@ -23,6 +23,7 @@ from sparvar.artefact.manifest import (
     ProgramSpec,
     Step,
     TensorSpec,
+    content_digest,
 )
 from sparvar.errors import ArtefactError, message
 
@@ -182,7 +183,7 @@ def _check_head(root: Field) -> None:
         found["schema"].fail(f"be {SCHEMA} for this sparvar", str(schema), remedy)
 
 
-def build(text: str | bytes, where: str) -> Manifest:
+def build(text: str | bytes | bytearray, where: str) -> Manifest:
     """Return the manifest, each field of the right kind; what fields say of each other is not checked.
 
     Raises `ArtefactError`.
@@ -191,7 +192,9 @@ def build(text: str | bytes, where: str) -> Manifest:
         raise ArtefactError(message(where, f"have at most {LARGEST >> 20} MiB", "more"))
     root = parse(text, where)
     _check_head(root)
-    at = root.object(("format", "schema", *(part.name for part in fields(Manifest))))
+    at = root.object(("format", "schema", *(part.name for part in fields(Manifest))), ("digest",))
+    if "digest" in at and (written := at["digest"].text()) != (found := content_digest(root.value)):
+        root.fail(f"have the digest {written[:16]}... that it names", f"{found[:16]}...", "the file is damaged")
     model = at["model"].object(("name", "family", "fingerprint", "dtype", "licence"))
     plan = at["plan"].object(("file", "name", "digest"))
     return Manifest(

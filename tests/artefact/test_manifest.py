@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparvar.artefact.manifest import Manifest, Step, TensorSpec, read_manifest
+from sparvar.artefact.consistency import check_tensors
+from sparvar.artefact.manifest import Manifest, Step, TensorSpec, content_digest, read_manifest
 from sparvar.errors import ArtefactError
 from tests.artefact.factory import artefact, document, tensor
 
@@ -53,7 +54,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     manifest = artefact(tmp_path)
     assert Manifest.read(tmp_path) == manifest
     assert Manifest.loads(manifest.dumps()) == manifest == manifest.check()
-    assert json.loads(manifest.dumps()) == json.loads((tmp_path / "manifest.json").read_text())
+    content = json.loads(manifest.dumps())
+    assert content.pop("digest") == content_digest(content)
+    assert content == json.loads((tmp_path / "manifest.json").read_text())
     assert manifest.inputs[0].classes == ("sea", "mountain")
     assert manifest.inputs[1].default == 2.0
     assert manifest.golden.facts == {"seed": 7}
@@ -66,6 +69,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_the_checksum_is_of_the_bytes(tmp_path: Path) -> None:
     artefact(tmp_path)
     assert read_manifest(tmp_path)[1] == hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_a_flipped_byte_is_found() -> None:
+    manifest = Manifest.loads(json.dumps(document()))
+    text = manifest.dumps().encode()
+    for position in range(0, len(text), 3):
+        changed = bytearray(text)
+        changed[position] ^= 1 << position % 7
+        try:
+            assert Manifest.loads(changed) == manifest, position  # a space that became another
+        except ArtefactError:
+            continue
+        assert text[position : position + 1].isspace(), position
 
 
 def test_a_step_with_layers_runs_once_per_layer() -> None:
@@ -287,3 +303,15 @@ def test_nothing_but_artefact_errors(path: tuple[Any, ...], junk: Any, data: st.
         assert "must" in str(error)
     else:
         assert Manifest.loads(manifest.dumps()) == manifest
+
+
+def test_tensors_must_be_what_programs_take() -> None:
+    manifest = Manifest.loads(json.dumps(document()))
+    specs = {f"weights/b.{layer}.w": TensorSpec("float32", (3, 3)) for layer in range(2)}
+    specs |= {"weights/embed": TensorSpec("float32", (4, 3)), "constants/rope": TensorSpec("float32", (2,))}
+    check_tensors(manifest, "aoti", specs)
+    missing = {name: spec for name, spec in specs.items() if name != "weights/b.1.w"}
+    with pytest.raises(ArtefactError, match=r"steps\[1\]\.in\[1\]: must be a tensor of weights\.safetensors"):
+        check_tensors(manifest, "aoti", missing)
+    with pytest.raises(ArtefactError, match=r"must be float32 \[2\] for its program, got 'constants/rope', which is f"):
+        check_tensors(manifest, "onnx", specs | {"constants/rope": TensorSpec("float64", (2,))})
