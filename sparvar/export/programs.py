@@ -107,7 +107,7 @@ def build(
     """
     made = Generation(family, plan, image=recorded.image)
     made.constants.update(local_constants(plan))
-    builder = _Builder(made, recorded, weight_names(family), site)
+    builder = Builder(made, recorded, weight_names(family), site)
     with torch.no_grad(), family.functional():
         state = builder.begin(inputs)
         for scale in family.scales:
@@ -118,7 +118,9 @@ def build(
     return made
 
 
-class _Builder:
+class Builder:
+    """Makes the programs of one generation."""
+
     def __init__(self, made: Generation, recorded: Recorded, names: dict[int, str], site: SiteMaker) -> None:
         self.made, self.recorded, self.names, self.site = made, recorded, names, site
         self.family, self.plan = made.family, made.plan
@@ -128,7 +130,7 @@ class _Builder:
         exported, takes, gives, weights, out = trace(self.family, function, given)  # type: ignore[arg-type]
         self._store({self._weight(name): tensor for name, tensor in weights.items()})
         takes = [f"weights/{self._weight(each[8:])}" if each.startswith("weights/") else each for each in takes]
-        program = Program(name, scale, kind, exported, takes, gives, flops=_flops(exported, self._examples(exported)))
+        program = Program(name, scale, kind, exported, takes, gives, flops=flops_of(exported, self._examples(exported)))
         program.dense_flops = program.flops
         self.made.programs[name] = program
         self.made.steps.append(Step(name, tuple(takes), tuple(gives)))
@@ -175,9 +177,9 @@ class _Builder:
     def blocks(self, scale: int, state: dict[str, Tensor]) -> None:
         graph = self.recorded.of(scale)
         kinds = [kind_of(self.plan, scale, layer) for layer in range(len(self.plan.layers))]
-        inputs = self._inputs(graph, scale)
+        inputs = self.inputs_of(graph, scale)
         dense = block_program(graph, "dense", self.plan, inputs)
-        dense_flops = _flops(dense.module, dense.examples)
+        dense_flops = flops_of(dense.module, dense.examples)
         for kind, run in groupby(range(len(kinds)), key=kinds.__getitem__):
             name = f"scale{scale:02d}-{kind}"
             if name not in self.made.programs:
@@ -216,23 +218,24 @@ class _Builder:
             name, block.scale, block.kind, export_graph(block.module, examples), block.inputs, block.outputs
         )
         program.dense_flops = dense_flops
-        program.flops = dense_flops - round(self._attention(block) * (1 - self._kept(block)))
+        program.flops = dense_flops - round(self.attention(block) * (1 - self.kept(block)))
         self.made.programs[name] = program
         for layer in range(len(self.plan.layers)):
             for each, tensor in block.buffers.items():
                 self.made.buffers[each.format(layer=layer)] = tensor
 
-    def _attention(self, block: BlockProgram) -> int:
+    def attention(self, block: BlockProgram) -> int:
         """Multiplications and additions of dense attention in a block."""
         model, scale = self.plan.model, max(1, block.scale)
         rows = next(iter(block.examples)).shape[0]
         return 4 * rows * model.heads * self.plan.tokens(scale) * self.plan.keys(scale) * model.head_dim
 
-    def _kept(self, block: BlockProgram) -> float:
+    def kept(self, block: BlockProgram) -> float:
+        """Share of attention that a block computes."""
         share = self.plan.kept_share(block.scale, block.kind) if block.kind in ("cs4a", "csla") else None
         return 1.0 if share is None else share
 
-    def _inputs(self, graph: BlockGraph, scale: int) -> list[str]:
+    def inputs_of(self, graph: BlockGraph, scale: int) -> list[str]:
         """The value name of every placeholder of a block's graph; "" for caches."""
         return [self._input(graph, scale, number, source) for number, source in enumerate(graph.sources)]
 
@@ -279,7 +282,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def _flops(module: nn.Module | ExportedProgram, examples: list[Tensor]) -> int:
+def flops_of(module: nn.Module | ExportedProgram, examples: list[Tensor]) -> int:
     """Multiplications and additions of the matrix products, convolutions and attention of a graph."""
     graph = module.module() if isinstance(module, ExportedProgram) else module
     ours = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
