@@ -21,7 +21,7 @@ from sparvar.passes import (
     fingerprint,
     make_visible,
 )
-from sparvar.runtime.attachment import Attachment, Site, attach, attachment_of, detach
+from sparvar.runtime.attachment import Around, Attachment, Site, attach, attachment_of, detach
 from sparvar.runtime.schedules import parameters_of
 from sparvar.scale_plans import Plan, PlanSet, find_published, load_plan, published_models, shipped_plans
 from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs, unwrap_error
@@ -120,6 +120,24 @@ def choose_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:
     return sites
 
 
+def blocks_around(model: nn.Module, plans: PlanSet, sites: Sequence[Site]) -> list[Around]:
+    """The blocks that plans reduce, where the sites are the attention modules alone; none where they are the blocks.
+
+    Raises:
+        PlanError: a site is in no block of its own.
+    """
+    if not any(plan.pruning or plan.guidance for plan in plans.plans) or sites[0].wrapped != sites[0].name:
+        return []
+    candidates = {candidate.name: candidate for candidate in find_candidates(model)}
+    names = [candidates[site.name].block for site in sites]
+    alone = [site.name for site, name in zip(sites, names, strict=True) if name is None or names.count(name) > 1]
+    if alone:
+        must = "be in a block of their own where a plan leaves out tokens or rows"
+        raise PlanError(message(f"site {', '.join(alone[:3])}", must, "none, or one shared with another site"))
+    blocks = [model.get_submodule(name) for name in names if name is not None]
+    return [Around(block, type(block).forward, parameters_of(block.forward)) for block in blocks]
+
+
 def _site(model: nn.Module, candidate: Candidate, whole_block: bool) -> Site:
     wrapped = candidate.block if whole_block and candidate.block is not None else candidate.name
     module = model.get_submodule(wrapped)
@@ -161,22 +179,30 @@ def _attach(model: nn.Module, options: Options) -> nn.Module:
     _check_placement(model)
     plans = resolve_plan(model, options.plan)
 
-    def wire(grain: str) -> tuple[list[Site], Callable[[Plan], SiteGraphs]]:
+    def wire(grain: str) -> tuple[list[Site], Callable[[Plan], SiteGraphs], list[Around]]:
         sites = choose_sites(model, plans, grain)
         forwards = {site.forward for site in sites}
         if len(forwards) != 1:
             raise PlanError(f"plan: its sites must be modules of one class, got {len(forwards)} classes")
         forward = forwards.pop()
-        return sites, lambda plan: site_graphs(
-            forward, plan.schedule, plan.prefix, options.inner, options.strict, options.dump
-        )
 
-    sites, graphs_of = wire(options.grain)
+        def graphs_of(plan: Plan) -> SiteGraphs:
+            return site_graphs(forward, plan.schedule, plan.prefix, options.inner, options.strict, options.dump)
+
+        return sites, graphs_of, blocks_around(model, plans, sites)
+
+    sites, graphs_of, around = wire(options.grain)
     narrow = functools.partial(wire, "attention") if options.grain == "auto" else None
     attach(
         model,
         Attachment(
-            plans=plans, sites=sites, strict=options.strict, graphs_of=graphs_of, unwrap=unwrap_error, narrow=narrow
+            plans=plans,
+            sites=sites,
+            strict=options.strict,
+            graphs_of=graphs_of,
+            unwrap=unwrap_error,
+            narrow=narrow,
+            around=around,
         ),
     )
     return model

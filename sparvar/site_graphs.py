@@ -65,14 +65,17 @@ class SiteCompiler:
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
         site = current()
         session = site.session
+        whole = session.tokens(site.scale)
+        tokens = session.site_tokens(site.scale, site.layer)
         context = GraphContext(
             kind=self.kind,
             scale=site.scale,
-            tokens=session.tokens(site.scale),
-            keys=session.keys(site.scale),
+            tokens=tokens,
+            keys=session.keys(site.scale) - whole + tokens,
             capacity=session.keys(len(session.plan.schedule)),
             heads=session.plan.model.heads,
             head_dim=session.plan.model.head_dim,
+            whole=whole if tokens < whole else 0,
         )
         report = run_passes(module, context, dump=self.graphs.dump)
         self.graphs.reports.append(report)

@@ -5,6 +5,7 @@ Shapes: B batch rows, H heads, N queries, T keys, D head dim, G query tiles, K k
 
 from sparvar.kernels.attention_stats.op import attention_stats
 from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
+from sparvar.kernels.column_sparse_rows.op import column_sparse_rows
 from sparvar.kernels.column_sums.op import column_sums
 from sparvar.kernels.common.gpu import GpuStatus, gpu_status
 from sparvar.kernels.common.native import NativeStatus, adopt_library, implementation, native_status, sources_digest
@@ -38,6 +39,7 @@ __all__ = [
     "adopt_library",
     "attention_stats",
     "column_sparse_attention",
+    "column_sparse_rows",
     "column_sums",
     "find_gpu",
     "give_back",

@@ -42,12 +42,14 @@ class GraphContext:
     """Facts about the graph that is rewritten, known from the call that made it.
 
     Attributes:
-        kind: ``dense``, ``decide`` or ``sparse``.
+        kind: ``dense``, ``decide``, ``sparse`` or ``pruned``.
         scale: 1-based scale.
         tokens: queries N of this scale.
         keys: keys T of this scale, prefix included.
         capacity: keys of the last scale, prefix included: size of the KV buffer.
         heads, head_dim: of the queries as the plan has them, 0 where it is not known.
+        whole: tokens of the scale's grid where only ``tokens`` of them exist, else 0; ``keys`` then counts those that
+            exist of this scale, and all places of the scales before.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class GraphContext:
     capacity: int
     heads: int = 0
     head_dim: int = 0
+    whole: int = 0
 
 
 class Rule(Protocol):

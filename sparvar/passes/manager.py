@@ -15,6 +15,7 @@ PASSES: tuple[Rule, ...] = (
     KvCacheRule(),
     SiteRule("decide"),
     SiteRule("sparse"),
+    SiteRule("pruned"),
     SiteRule("observe"),
     RowMlpRule(),
 )

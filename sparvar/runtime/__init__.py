@@ -1,6 +1,7 @@
 """Session state and the ops that read it."""
 
 from sparvar.runtime.context import SiteContext, active, current, enter, leave
+from sparvar.runtime.pruned_ops import site_pruned, site_spread
 from sparvar.runtime.session import Columns, Session
 from sparvar.runtime.site_ops import local_columns, site_decide, site_observe, site_sparse
 
@@ -15,5 +16,7 @@ __all__ = [
     "local_columns",
     "site_decide",
     "site_observe",
+    "site_pruned",
     "site_sparse",
+    "site_spread",
 ]

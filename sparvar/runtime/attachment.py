@@ -56,6 +56,21 @@ class Site:
     signature: inspect.Signature | None = None
 
 
+@dataclass(frozen=True)
+class Around:
+    """A block that is reduced around the site inside it, where the site is the attention alone.
+
+    Attributes:
+        module: the block.
+        forward: its own forward, unbound.
+        signature: of its forward, bound, or None.
+    """
+
+    module: nn.Module
+    forward: Callable[..., Any]
+    signature: inspect.Signature | None = None
+
+
 class Graphs(Protocol):
     """Compiled forwards of one class of site for one schedule; made by the backend, which alone knows how."""
 
@@ -80,11 +95,12 @@ class Attachment:
         strict: raise where a planned site does not run as planned; otherwise warn.
         graphs_of: compiled graphs of a plan's schedule.
         unwrap: the error of ours inside one that the compiler raised.
-        narrow: sites and graphs of the attention modules alone, for blocks that cannot be captured; None where the
+        narrow: sites, graphs and blocks around them of the attention modules alone, for blocks that cannot be captured; None where the
             caller chose what is compiled.
         left_alone: site to reason, for calls that were not part of a generation or could not be.
         observer: given to every session that starts from now on.
         timed: sessions note the seconds of every site; on a GPU each site is then waited for.
+        around: the block of every site, where a plan leaves tokens or rows out and the sites are not the blocks.
     """
 
     plans: PlanSet
@@ -92,7 +108,7 @@ class Attachment:
     strict: bool
     graphs_of: Callable[[Plan], Graphs]
     unwrap: Callable[[BaseException], BaseException]
-    narrow: Callable[[], tuple[list[Site], Callable[[Plan], Graphs]]] | None = None
+    narrow: Callable[[], tuple[list[Site], Callable[[Plan], Graphs], list[Around]]] | None = None
     left_alone: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     generations: int = 0
@@ -100,6 +116,7 @@ class Attachment:
     enabled: bool = True
     observer: Observer | None = None
     timed: bool = False
+    around: list[Around] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._threads = _PerThread()
@@ -256,17 +273,14 @@ class Attachment:
         if torch.is_grad_enabled():
             self.left_alone[site.name] = "called with gradients enabled: training is left alone"
             return site.forward(site.module, *args, **kwargs)
-        tokens = tokens_of(args, kwargs, site.name)
-        current = self._threads.current
-        if current is not None and current.follows(layer, tokens, kwargs.get(SCALE_ARGUMENT)):
-            session, scale = current, current.calls[layer] + 1
-        else:
-            try:
-                session = self._session(layer, tokens, args, kwargs)
-                scale = self._scale(session, site, layer, tokens, args, kwargs)
-            except _LeftAlone as reason:
-                self.left_alone[site.name] = str(reason)
-                return site.forward(site.module, *args, **kwargs)
+        try:
+            session, scale = self._locate(layer, args, kwargs)
+        except _LeftAlone as reason:
+            self.left_alone[site.name] = str(reason)
+            return site.forward(site.module, *args, **kwargs)
+        reducer = session.reducer if not self.around else None
+        if reducer is not None:
+            args, kwargs = reducer.before(site.module, layer, scale, args, kwargs)
         kind = session.kinds[scale][layer]
         previous = enter(SiteContext(session, layer, scale))
         try:
@@ -290,13 +304,45 @@ class Attachment:
             session.columns.clear()
             session.delta.clear()
             self._threads.current = None
+        if reducer is not None:
+            out = reducer.after(layer, scale, out)
+            if session.finished:
+                reducer.release()
         return out
+
+    def call_around(self, layer: int, *args: Any, **kwargs: Any) -> Any:
+        """Run the block around site ``layer`` on the rows and tokens that exist."""
+        block = self.around[layer]
+        if not self.enabled or torch.is_grad_enabled():
+            return block.forward(block.module, *args, **kwargs)
+        try:
+            session, scale = self._locate(layer, args, kwargs)
+        except _LeftAlone:
+            return block.forward(block.module, *args, **kwargs)
+        reducer = session.reducer
+        if reducer is None:
+            return block.forward(block.module, *args, **kwargs)
+        args, kwargs = reducer.before(block.module, layer, scale, args, kwargs)
+        out = reducer.after(layer, scale, block.forward(block.module, *args, **kwargs))
+        if session.finished:
+            reducer.release()
+        return out
+
+    def _locate(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Session, int]:
+        """The session and the scale of a call of site ``layer`` or of the block around it."""
+        site = self.sites[layer]
+        tokens = tokens_of(args, kwargs, site.name)
+        current = self._threads.current
+        if current is not None and current.follows(layer, tokens, kwargs.get(SCALE_ARGUMENT)):
+            return current, current.calls[layer] + 1
+        session = self._session(layer, tokens, args, kwargs)
+        return session, self._scale(session, site, layer, tokens, args, kwargs)
 
     def _use_attention_alone(self, session: Session, error: GraphBreakError) -> None:
         """Compile attention modules where blocks cannot be captured; nothing of the failed call has run."""
         assert self.narrow is not None
         remove_wrappers(self)
-        self.sites, self.graphs_of = self.narrow()
+        self.sites, self.graphs_of, self.around = self.narrow()
         self.narrow = None
         for schedule, (plan, _, local) in list(self._chosen.items()):
             self._chosen[schedule] = plan, self.graphs_of(plan), local
@@ -396,13 +442,15 @@ def attach(model: nn.Module, attachment: Attachment) -> None:
 def put_wrappers(attachment: Attachment) -> None:
     """Let calls of the sites' modules go through the attachment."""
     for layer, site in enumerate(attachment.sites):
-        site.module.forward = _wrapper(attachment, layer)
+        site.module.forward = _wrapper(attachment.call, layer)
+    for layer, block in enumerate(attachment.around):
+        block.module.forward = _wrapper(attachment.call_around, layer)
 
 
 def remove_wrappers(attachment: Attachment) -> None:
     """Give the sites' modules their own forwards back."""
-    for site in attachment.sites:
-        site.module.__dict__.pop("forward", None)
+    for each in (*attachment.sites, *attachment.around):
+        each.module.__dict__.pop("forward", None)
 
 
 def _generation(attachment: Attachment, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -416,10 +464,10 @@ def _generation(attachment: Attachment, method: Callable[..., Any]) -> Callable[
     return generate
 
 
-def _wrapper(attachment: Attachment, layer: int) -> Callable[..., Any]:
+def _wrapper(call: Callable[..., Any], layer: int) -> Callable[..., Any]:
     @torch.compiler.disable
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return attachment.call(layer, *args, **kwargs)
+        return call(layer, *args, **kwargs)
 
     return forward
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sparvar.errors import SessionError, message
+from sparvar.runtime.reduce import Reducer, reducer_of
 from sparvar.scale_plans import Plan
 
 
@@ -73,6 +74,7 @@ class Session:
         seconds: time spent in index mapping and selection, for the benchmark's overhead figure.
         observer: sees the dense sites of its scales; they run as kind ``observe``.
         took: seconds of all sites together per scale, where the attachment is timed.
+        reducer: what is left out beside columns, None where nothing is.
     """
 
     plan: Plan
@@ -111,6 +113,7 @@ class Session:
         for scale in self.observer.scales if self.observer is not None else ():
             self.kinds[scale] = ["observe" if kind == "dense" else kind for kind in self.kinds[scale]]
         self.sizes = [self.tokens(scale) for scale in (0, *scales)]
+        self.reducer: Reducer | None = reducer_of(self.plan)
 
     @property
     def prefix_alone(self) -> bool:
@@ -137,6 +140,12 @@ class Session:
         along = self.plan.prefix if scale == 1 and not self.prefix_alone else 0
         return self.plan.tokens(scale) + along
 
+    def site_tokens(self, scale: int, layer: int) -> int:
+        """Tokens that a layer's attention sees at a scale: those that exist."""
+        if self.reducer is None or scale == 0 or self.plan.span(scale, layer) is None:
+            return self.tokens(scale)
+        return self.reducer.tokens(scale, layer)
+
     def keys(self, scale: int) -> int:
         """Keys at ``scale``, prefix included."""
         return self.plan.keys(scale) if scale else self.plan.prefix
@@ -151,7 +160,9 @@ class Session:
             plain = done >= 1 and (index is None or index == done) and tokens != self.sizes[self.begin + 1]
         else:
             plain = self.calls[layer - 1] == done + 1
-        return plain and done + 1 < len(self.sizes) and self.sizes[done + 1] == tokens
+        if not plain or done + 1 >= len(self.sizes):
+            return False
+        return self.sizes[done + 1] == tokens or self.site_tokens(done + 1, layer) == tokens
 
     def scale_of(self, layer: int, tokens: int) -> int:
         """The 1-based scale that ``layer`` is about to run with ``tokens`` queries.
@@ -170,7 +181,7 @@ class Session:
                 )
             )
         expected = self.sizes[scale]
-        if tokens != expected:
+        if tokens not in (expected, self.site_tokens(scale, layer)):
             h, w = self.plan.schedule[scale - 1]
             raise SessionError(
                 message(

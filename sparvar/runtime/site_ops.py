@@ -20,7 +20,7 @@ from sparvar.runtime.session import Columns
 from sparvar.scale_plans import Plan
 
 
-def _pinned_empty(query: Tensor) -> Tensor:
+def pinned_empty(query: Tensor) -> Tensor:
     b, h, n, d = query.shape
     return query.new_empty((b, n, h, d)).transpose(1, 2)
 
@@ -110,7 +110,7 @@ def grow_delta(delta: Tensor, source: tuple[int, int], target: tuple[int, int]) 
     return grown.permute(0, 2, 3, 1).reshape(b, -1, h, d).to(delta.dtype).transpose(1, 2)
 
 
-def _per_group(function: Callable[..., Sequence[Tensor]], query: Tensor, key: Tensor, *more: Tensor) -> list[Tensor]:
+def per_group(function: Callable[..., Sequence[Tensor]], query: Tensor, key: Tensor, *more: Tensor) -> list[Tensor]:
     """``function(query, key, *more)`` for queries of H heads and keys of fewer, each shared by H/Hkv query heads.
 
     Every call sees one query head per key head, as views: shared keys are not repeated in memory. ``more`` are tensors
@@ -152,7 +152,7 @@ def attend_columns(
     indices, counts = columns.indices, columns.counts
     if query.shape[1] != key.shape[1] and indices.shape[1] == 1:  # csla lists are the same for all heads
         indices, counts = (part.expand(-1, key.shape[1], *part.shape[2:]) for part in (indices, counts))
-    return _per_group(attend, query, key, value, indices, counts, *addend)[0]
+    return per_group(attend, query, key, value, indices, counts, *addend)[0]
 
 
 def as_pinned(out: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def look(
         out, lse, entropy = kernels.attention_stats(query, key, value, scale)
         return out, kernels.column_sums(query, key, lse, scale, *grid, *plan.tile, plan.column_sum_stride), entropy
 
-    out, sums, entropy = _per_group(group, query, key, value)
+    out, sums, entropy = per_group(group, query, key, value)
     return out, sums, entropy
 
 
@@ -183,11 +183,15 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     site = current()
     plan = site.session.plan
     grid = plan.schedule[site.scale - 1]
-    out, sums, _ = look(plan, site.scale, query, key, value, scale)
+    out, sums, entropy = look(plan, site.scale, query, key, value, scale)
+    if plan.measures_entropy(site.scale, site.layer) and site.session.reducer is not None:
+        site.session.reducer.entropy[site.layer] = entropy.float().mean((0, 1))
+    decides = plan.attention_kind(site.scale, site.layer) == "decide"
     started = time.perf_counter()
-    select(site, sums)
+    if decides:
+        select(site, sums)
     site.session.seconds += time.perf_counter() - started
-    if plan.output_correction:
+    if decides and plan.output_correction:
         # The share kept at the next sparse scale is what the correction makes up for.
         target = min(plan.cs4a)
         kept = max(1, round(plan.cs4a[target].budget * plan.keys(site.scale)))
@@ -200,7 +204,7 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
 
 @site_decide.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return _pinned_empty(query)
+    return pinned_empty(query)
 
 
 @torch.library.custom_op("sparvar::site_sparse", mutates_args=())
@@ -227,7 +231,7 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
 
 @site_sparse.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return _pinned_empty(query)
+    return pinned_empty(query)
 
 
 @torch.library.custom_op("sparvar::site_observe", mutates_args=())
@@ -248,4 +252,4 @@ def site_observe(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Ten
 
 @site_observe.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return _pinned_empty(query)
+    return pinned_empty(query)

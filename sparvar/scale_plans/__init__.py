@@ -17,6 +17,7 @@ from sparvar.scale_plans.data import (
 from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
+from sparvar.scale_plans.reductions import FILLS, SCORES, Guidance, PrunedSpan, Pruning, Skip
 from sparvar.scale_plans.schedules import infinity_schedules, parse_schedule
 from sparvar.scale_plans.schema import json_schema
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
@@ -25,19 +26,25 @@ from sparvar.scale_plans.thresholds import keep_count, layer_score, start_scale
 from sparvar.scale_plans.transfer import carried, transfer
 
 __all__ = [
+    "FILLS",
     "INDEX_MAPS",
     "POLICIES",
     "SCHEMA_VERSION",
+    "SCORES",
     "CS4AScale",
     "CSLAScale",
+    "Guidance",
     "Kind",
     "ModelInfo",
     "Plan",
     "PlanDiff",
     "PlanSet",
     "Provenance",
+    "PrunedSpan",
+    "Pruning",
     "Published",
     "Schedule",
+    "Skip",
     "Thresholds",
     "carried",
     "default_plan",

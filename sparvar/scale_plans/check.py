@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from sparvar.errors import message
+from sparvar.scale_plans.check_reductions import guidance_problems, pruning_problems, skip_problems
 from sparvar.scale_plans.data import CALIBRATED_THRESHOLDS, POLICIES, PlanFields
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -207,6 +208,11 @@ def _csla_has_keys(plan: PlanFields) -> Problems:
     for target, entry in plan.csla.items():
         if "csla" in plan.layers and not entry.windows and not (plan.prefix or plan.sink_scales):
             yield message(f"csla.{target}.windows", "name a scale where there are no sinks", "no key at all")
+
+
+RULES.append(Rule(frozenset({"pruning", "schedule", "layers", "decision_scale"}), pruning_problems))
+RULES.append(Rule(frozenset({"guidance", "schedule"}), guidance_problems))
+RULES.append(Rule(frozenset({"skip", "schedule", "decision_scale", "layers", "guidance", "pruning"}), skip_problems))
 
 
 @_rule("thresholds")

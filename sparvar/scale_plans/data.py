@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from sparvar.errors import PlanError, message
+from sparvar.scale_plans.records import FrozenDict, Record, by_name, by_scale
+from sparvar.scale_plans.reductions import Guidance, PrunedSpan, Pruning, Skip
 
 SCHEMA_VERSION = 1
 POLICIES = ("dense", "cs4a", "csla")
@@ -22,36 +24,12 @@ INDEX_MAPS = ("identity", "relative", "footprint")
 CALIBRATED_THRESHOLDS = ("start", "representative", "scores", "min_keep")
 """Fields of `Thresholds` that are given together, with all the others, or not at all."""
 
-Kind = Literal["dense", "decide", "sparse"]
-K = TypeVar("K")
-V = TypeVar("V")
+Kind = Literal["dense", "decide", "sparse", "pruned"]
+OPTIONAL_FIELDS = ("pruning", "guidance", "skip")
+"""Fields that are not written where they are not set, so that plans without them keep their bytes and digests."""
 
 
-class FrozenDict(dict[K, V]):
-    """A dict that cannot change: plans are shared between threads and named by their digest."""
-
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a plan must not be changed in place; plan.replace(...) makes a changed copy")
-
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
-
-    def __reduce__(self) -> tuple[type, tuple[dict[K, V]]]:
-        return type(self), (dict(self),)
-
-
-def _by_scale(table: Mapping[int, V]) -> Mapping[int, V]:
-    return FrozenDict(sorted(table.items()))
-
-
-def _by_name(table: Mapping[str, V]) -> Mapping[str, V]:
-    return FrozenDict(sorted(table.items()))
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class ModelInfo(_Record):
+class ModelInfo(Record):
     """The model a plan was made for. Weights' values are no part of it."""
 
     fingerprint: str = ""
@@ -64,7 +42,7 @@ class ModelInfo(_Record):
     family: str = ""
 
 
-class CS4AScale(_Record):
+class CS4AScale(Record):
     """What cs4a layers do at one scale after the decision scale."""
 
     budget: float
@@ -73,14 +51,14 @@ class CS4AScale(_Record):
     """Odd side of the window around the tile's queries at this scale; 0 for none."""
 
 
-class CSLAScale(_Record):
+class CSLAScale(Record):
     """What csla layers do at one scale."""
 
-    windows: Annotated[Mapping[int, int], AfterValidator(_by_scale)] = Field(default_factory=FrozenDict)
+    windows: Annotated[Mapping[int, int], AfterValidator(by_scale)] = Field(default_factory=FrozenDict)
     """Historical scale (the scale itself included) -> odd side of the window there."""
 
 
-class Thresholds(_Record):
+class Thresholds(Record):
     """Parameters of entropy-guided pruning (ToProVAR, section 4), and what calibration found with them.
 
     ``sparvar.scale_plans.thresholds`` says what they mean. Today no pass prunes by them.
@@ -112,7 +90,7 @@ class Thresholds(_Record):
         return fields
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """Where a plan comes from. It changes nothing in the computation and is outside the digest."""
 
     calibrated: bool = False
@@ -121,10 +99,10 @@ class Provenance(_Record):
     torch: str = ""
     device: str = ""
     note: str = ""
-    details: Annotated[Mapping[str, str], AfterValidator(_by_name)] = Field(default_factory=FrozenDict)
+    details: Annotated[Mapping[str, str], AfterValidator(by_name)] = Field(default_factory=FrozenDict)
 
 
-class PlanFields(_Record):
+class PlanFields(Record):
     """Every field of a plan, in the order of the file, and the counts that follow from them."""
 
     schema_version: int = SCHEMA_VERSION
@@ -145,11 +123,19 @@ class PlanFields(_Record):
     """Every how many queries of a tile, in both axes, the column sums look at."""
     layers: tuple[str, ...]
     """Policy of each site."""
-    cs4a: Annotated[Mapping[int, CS4AScale], AfterValidator(_by_scale)] = Field(default_factory=FrozenDict)
-    csla: Annotated[Mapping[int, CSLAScale], AfterValidator(_by_scale)] = Field(default_factory=FrozenDict)
+    cs4a: Annotated[Mapping[int, CS4AScale], AfterValidator(by_scale)] = Field(default_factory=FrozenDict)
+    csla: Annotated[Mapping[int, CSLAScale], AfterValidator(by_scale)] = Field(default_factory=FrozenDict)
+    pruning: Pruning | None = None
+    guidance: Guidance | None = None
+    skip: Skip | None = None
     thresholds: Thresholds = Thresholds()
-    measured: Annotated[Mapping[str, float], AfterValidator(_by_name)] = Field(default_factory=FrozenDict)
+    measured: Annotated[Mapping[str, float], AfterValidator(by_name)] = Field(default_factory=FrozenDict)
     provenance: Provenance = Provenance()
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if name not in OPTIONAL_FIELDS or value is not None}
 
     @property
     def scales(self) -> int:
@@ -192,11 +178,50 @@ class PlanFields(_Record):
         """Sinks among the keys of a scale."""
         return min(self.sinks, self.keys(scale))
 
+    def span(self, scale: int, layer: int) -> PrunedSpan | None:
+        """The span that runs a layer (from 0) on a part of a scale's tokens, or None."""
+        for span in self.pruning.spans if self.pruning is not None else ():
+            if span.first <= layer <= span.last and self.kept_tokens(scale, span) < self.tokens(scale):
+                return span
+        return None
+
+    def kept_tokens(self, scale: int, span: PrunedSpan) -> int:
+        """Tokens of a scale that a span computes: round(share * N_k), at least 1."""
+        return max(1, round(span.keep.get(scale, 1.0) * self.tokens(scale)))
+
+    def conditional(self, scale: int) -> bool:
+        """Whether a scale computes the conditional rows alone."""
+        return self.guidance is not None and scale >= self.guidance.conditional_from
+
+    @property
+    def drawn(self) -> int:
+        """Scales that are drawn: all but the skipped last ones."""
+        return len(self.schedule) - (self.skip.last if self.skip is not None else 0)
+
     def kind(self, scale: int, layer: int) -> Kind:
-        """What runs at a scale (from 1) and layer (from 0): dense, decide or sparse attention."""
+        """What runs at a scale (from 1) and layer (from 0): dense, decide or sparse attention, or attention of the
+        kept tokens alone."""
         self.grid(scale)
         if not 0 <= layer < len(self.layers):
             raise PlanError(message("layer", f"be between 0 and {len(self.layers) - 1}", layer), self.name)
+        if self.lacks_keys(scale, layer):
+            return "pruned"
+        kind = self.attention_kind(scale, layer)
+        return "decide" if kind == "dense" and self.measures_entropy(scale, layer) else kind
+
+    def lacks_keys(self, scale: int, layer: int) -> bool:
+        """Whether tokens of this scale or of one before it never entered the layer's cache."""
+        return any(self.span(each, layer) is not None for each in range(1, scale + 1)) if self.pruning else False
+
+    def measures_entropy(self, scale: int, layer: int) -> bool:
+        """Whether a layer measures the attention entropy by which it prunes later."""
+        pruning = self.pruning
+        if pruning is None or pruning.score != "entropy" or scale != pruning.source:
+            return False
+        return any(span.first <= layer <= span.last for span in pruning.spans)
+
+    def attention_kind(self, scale: int, layer: int) -> Kind:
+        """What the layer's policy says of a scale, whichever tokens exist there."""
         policy = self.layers[layer]
         if policy == "cs4a":
             if scale in self.cs4a:

@@ -23,8 +23,14 @@ def run(
     tile_h: int,
     tile_w: int,
     correction: Tensor | None,
+    starts: Tensor | None = None,
+    alive: Tensor | None = None,
 ) -> Tensor:
-    """Return [B, H, N, D] in the dtype of q. Arithmetic in fp32."""
+    """Return [B, H, N, D] in the dtype of q. Arithmetic in fp32.
+
+    With ``starts`` int32 [G + 1] tile g holds the rows starts[g] to starts[g + 1] of q, whatever the grid; keys that
+    ``alive`` bool [T] does not mark are left out of every list.
+    """
     q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
     if indices.stride(3) != 1:
         indices = indices.contiguous()
@@ -57,6 +63,9 @@ def run(
             indices.shape[3],
             0,
             0,
+            0 if starts is None else starts.data_ptr(),
+            q.shape[2],
+            0 if alive is None else alive.data_ptr(),
             torch.get_num_threads(),
             float(scale),
         ),

@@ -61,4 +61,8 @@ def call(name: str, fields: tuple[int | float, ...], *, reports: bool = False) -
             raise fail("indices", "name keys that exist", f"{value} at {place}")
         if what == 3:
             raise fail("indices", "be ascending without duplicates", f"{value} after an entry not below it at {place}")
+        if what == 5:
+            raise fail("starts", "ascend from 0 to the number of queries", f"{value} behind tile {tile}")
+        if what == 6:
+            raise fail("alive", "leave every list a key", f"none at {place}")
         raise fail("capacity", "hold every kept column", f"{value} columns at {place}")

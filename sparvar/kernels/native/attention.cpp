@@ -3,6 +3,7 @@
 // Per (batch row, head, tile): Q^T is packed once, scaled by scale * log2(e).  For each chunk of keys, S^T = K Q^T,
 // an online softmax whose running maximum and sum are vectors over queries, then O = O * alpha + P V.
 #include <atomic>
+#include <vector>
 
 #include "pool.h"
 #include "tiles.h"
@@ -17,12 +18,14 @@ struct AttentionArguments {
     int64_t indices, indices_batch, indices_head, indices_tile;  // 0: every key
     int64_t counts, counts_batch, counts_head, counts_tile, capacity;
     int64_t lse, entropy;               // [B, H, N] contiguous, 0 where they are not wanted
+    int64_t starts, rows;               // int32[G + 1]: tile g holds the rows starts[g]..starts[g + 1] of `rows`; or 0
+    int64_t alive;                      // bool[T]: keys that exist, others are left out of every list; or 0
     int64_t threads;
     double scale;
     int64_t failure;                    // int64[5]: b, h, tile, what is wrong, its value
 };
 
-enum Failure : int64_t { OK = 0, BAD_COUNT = 1, BAD_INDEX = 2, NOT_ASCENDING = 3 };
+enum Failure : int64_t { OK = 0, BAD_COUNT = 1, BAD_INDEX = 2, NOT_ASCENDING = 3, BAD_START = 5, NONE_ALIVE = 6 };
 
 struct State {  // of the queries in one pass
     float *packed, *out, *peak, *sum, *energy, *alpha, *s;
@@ -103,7 +106,8 @@ void finish(const AttentionArguments& a, const State& state, int64_t b, int64_t 
 
 void attend_tile(const AttentionArguments& a, int64_t task, std::atomic<int64_t>& failed) {
     const int64_t tiles = a.geometry.tiles(), g = task % tiles, h = task / tiles % a.heads, b = task / tiles / a.heads;
-    const Tile tile(a.geometry, g);
+    const int32_t* starts = reinterpret_cast<const int32_t*>(a.starts);
+    const Tile tile = starts ? Tile(starts[g], starts[g + 1] - starts[g]) : Tile(a.geometry, g);
     const int32_t* index = nullptr;
     int64_t kept = a.keys;
     const auto fail = [&](Failure what, int64_t value) {
@@ -112,11 +116,32 @@ void attend_tile(const AttentionArguments& a, int64_t task, std::atomic<int64_t>
         const int64_t report[5] = {b, h, g, what, value};
         std::memcpy(reinterpret_cast<void*>(a.failure), report, sizeof report);
     };
+    if (starts) {
+        const bool whole = (g > 0 || starts[0] == 0) && (g + 1 < tiles || starts[tiles] == a.rows);
+        if (starts[g] < 0 || starts[g + 1] < starts[g] || starts[g + 1] > a.rows || !whole)
+            return fail(BAD_START, starts[g + 1]);
+        if (tile.queries == 0) return;
+    }
     if (a.indices) {
         index = reinterpret_cast<const int32_t*>(a.indices) + b * a.indices_batch + h * a.indices_head +
                 g * a.indices_tile;
         kept = reinterpret_cast<const int32_t*>(a.counts)[b * a.counts_batch + h * a.counts_head + g * a.counts_tile];
         if (kept < 1 || kept > a.capacity) return fail(BAD_COUNT, kept);
+    }
+    std::vector<int32_t> living;
+    if (index && a.alive) {
+        const char* alive = reinterpret_cast<const char*>(a.alive);
+        living.reserve(size_t(kept));
+        int64_t previous = -1;
+        for (int64_t i = 0; i < kept; ++i) {
+            if (index[i] < 0 || index[i] >= a.keys) return fail(BAD_INDEX, index[i]);
+            if (index[i] <= previous) return fail(NOT_ASCENDING, index[i]);
+            previous = index[i];
+            if (alive[index[i]]) living.push_back(index[i]);
+        }
+        index = living.data();
+        kept = int64_t(living.size());
+        if (kept < 1) return fail(NONE_ALIVE, 0);
     }
 
     const int64_t padded = round_up(a.dim, VL), widest = MAX_QUERIES;

@@ -32,6 +32,10 @@ struct Tile {
         per_row = (columns + stride - 1) / stride;
         sampled = (rows + stride - 1) / stride * per_row;
     }
+    // A run of rows instead of a rectangle: queries that were gathered in the order of their tiles.
+    Tile(int64_t first, int64_t count)
+        : y0(0), x0(first), rows(1), columns(count), stride(1), grid_w(0), queries(count), sampled(count),
+          per_row(count > 0 ? count : 1) {}
     int64_t row(int64_t i) const { return (y0 + i / per_row * stride) * grid_w + x0 + i % per_row * stride; }
 };
 

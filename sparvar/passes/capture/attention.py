@@ -97,7 +97,9 @@ def _site(form: Form, outputs: set[fx.Node], context: GraphContext) -> Attention
         return f"queries have {q.ndim} and keys {k.ndim} dimensions, must be 4 [B, H, N, D]"
     tokens, keys = context.tokens, context.keys
     length, heads = (2, 1) if form.layout == BHLC else (1, 2)
-    if q.shape[length] != tokens or k.shape[length] != keys:
+    # Once the cache rule has given kept tokens their places among all, keys are those of whole grids.
+    lengths = (keys, keys + context.whole - tokens) if context.whole else (keys,)
+    if q.shape[length] != tokens or k.shape[length] not in lengths:
         return (
             f"it has {q.shape[length]} queries and {k.shape[length]} keys where the schedule has {tokens} and {keys}:"
             " not self-attention over the scales"

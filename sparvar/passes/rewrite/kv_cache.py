@@ -62,6 +62,9 @@ class KvCacheRule:
         if dtype == grown.dtype and old.dtype != example(new).dtype:
             outcome.refuse(node, f"the cache is {old.dtype} and the new tokens are {example(new).dtype}")
             return
+        if context.whole and any(user.op == "call_method" and user.target in _SIZED for user in node.users):
+            outcome.refuse(node, "the grown cache is reshaped to a size that counts the kept tokens alone")
+            return
         if not _views_fit(node, row_strides(buffer_shape(grown.shape, context.capacity, dim))):
             outcome.refuse(node, "the grown cache is viewed in a way that a buffer with room behind it does not allow")
             return
@@ -71,8 +74,14 @@ class KvCacheRule:
                 part if example(part).dtype == dtype else graph.call_method("to", (part, dtype))
                 for part in (previous, new)
             ]
+            if context.whole:
+                cast[1] = graph.call_function(ops.site_spread.default, (cast[1], context.whole, dim))
             token = graph.call_function(ops.kv_adopt.default, (cast[0], context.capacity, dim))
             view = graph.call_function(ops.kv_extend.default, (cast[1], token, old.shape[dim], context.capacity, dim))
+        if context.whole:
+            shape = list(grown.shape)
+            shape[dim] += context.whole - context.tokens
+            grown = grown.new_empty(shape)
         view.meta["example_value"] = grown if dtype == grown.dtype else grown.to(dtype)
         node.replace_all_uses_with(view)
         graph.erase_node(node)
@@ -93,6 +102,9 @@ def compute_dtype(node: fx.Node, call: AttentionCall) -> torch.dtype:
 _PURE_VIEWS = frozenset(
     {"transpose", "swapaxes", "permute", "to", "type_as", "half", "bfloat16", "contiguous", "float"}
 )
+
+
+_SIZED = frozenset({"view", "reshape", "expand"})
 
 
 def _feeds_only(node: fx.Node, attention: fx.Node, seen: set[fx.Node]) -> bool:

@@ -49,7 +49,7 @@ class RowMlpRule:
 
     def applies_to(self, context: GraphContext) -> bool:
         # Dense graphs stay bit for bit what the inner compiler makes of the model.
-        return context.kind == "sparse"
+        return context.kind in ("sparse", "pruned")
 
     def apply(self, graph: fx.Graph, context: GraphContext) -> Outcome:
         outcome = Outcome(self.name)

@@ -1,4 +1,4 @@
-"""Replace attention by the op of its kind: ``site_decide`` or ``site_sparse``.
+"""Replace attention by the op of its kind: ``site_decide``, ``site_sparse``, ``site_pruned``.
 
 Both find the layer, the session and the plan at run time, so that one graph serves all layers.
 Expected gain: at a share b of kept keys, attention of that scale costs about b of the dense one.

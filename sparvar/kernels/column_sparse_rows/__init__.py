@@ -1,0 +1,1 @@
+"""Column-sparse attention of gathered queries."""

@@ -1,0 +1,124 @@
+"""Ops of layers that lack tokens: attention of the queries that exist to the keys that exist.
+
+Places of keys stay those of the whole grids, so that windows and index maps mean what they mean elsewhere; what never
+entered the cache is a hole in it, left out of every list (map first, then intersect).
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparvar import kernels
+from sparvar.errors import SessionError, message
+from sparvar.kernels.column_sparse_rows.portable import filtered
+from sparvar.runtime.context import SiteContext, current
+from sparvar.runtime.reduce import Kept, Reducer
+from sparvar.runtime.session import Columns
+from sparvar.runtime.site_ops import (
+    as_pinned,
+    attend_columns,
+    local_columns,
+    mapped_columns,
+    per_group,
+    pinned_empty,
+    upsampled_delta,
+)
+
+
+def _reducer(site: SiteContext) -> Reducer:
+    reducer = site.session.reducer
+    if reducer is None:
+        raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "leave tokens out", "a plan without"))
+    return reducer
+
+
+@torch.library.custom_op("sparvar::site_spread", mutates_args=())
+def site_spread(new: Tensor, tokens: int, dim: int) -> Tensor:
+    """Keys or values of the kept tokens in their places among ``tokens`` along ``dim``; zeros elsewhere."""
+    kept = _reducer(current()).kept
+    if kept is None:
+        raise SessionError(message("kept tokens", "be chosen before a block runs on them", "none"))
+    shape = list(new.shape)
+    shape[dim] = tokens
+    whole = new.new_zeros(shape)
+    whole.index_copy_(dim, kept.tokens, new)
+    return whole
+
+
+@site_spread.register_fake
+def _(new: Tensor, tokens: int, dim: int) -> Tensor:
+    shape = list(new.shape)
+    shape[dim] = tokens
+    return new.new_empty(shape)
+
+
+def _columns(site: SiteContext, query: Tensor) -> tuple[Columns, Tensor | None]:
+    """Lists of a sparse layer in whole places, and its output correction [B, H, N, D]."""
+    session = site.session
+    started = time.perf_counter()
+    if session.plan.layers[site.layer] == "csla":
+        found = local_columns(session.plan, site.scale, query.device, session.local), None
+    else:
+        found = mapped_columns(site, query.shape[0]), upsampled_delta(site, query.shape[0])  # type: ignore[assignment]
+    session.seconds += time.perf_counter() - started
+    return found
+
+
+def _sparse(
+    site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float, kept: Kept | None, alive: Tensor
+) -> Tensor:
+    plan = site.session.plan
+    columns, correction = _columns(site, query)
+    if kept is None:
+        lists = Columns(*filtered(columns.indices, columns.counts, alive))
+        grid = plan.schedule[site.scale - 1]
+        return attend_columns(query, key, value, lists, correction, scale, grid, plan.tile)
+    if correction is not None:
+        correction = correction[:, :, kept.tokens]
+
+    def attend(query: Tensor, key: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        value, indices, counts, *extra = rest
+        return (
+            kernels.column_sparse_rows(
+                query, key, value, indices, counts, kept.starts, scale, alive, extra[0] if extra else None
+            ),
+        )
+
+    indices, counts = columns.indices, columns.counts
+    if query.shape[1] != key.shape[1] and indices.shape[1] == 1:  # csla lists are the same for all heads
+        indices, counts = (part.expand(-1, key.shape[1], *part.shape[2:]) for part in (indices, counts))
+    more = () if correction is None else (correction,)
+    return per_group(attend, query, key, value, indices, counts, *more)[0]
+
+
+@torch.library.custom_op("sparvar::site_pruned", mutates_args=())
+def site_pruned(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention of a layer that lacks tokens, by its policy at the scale.
+
+    query [B, H, n, D] of the kept tokens in tile order (all N in the order of the grid where this scale has them all),
+    key and value [B, H, T, D] in whole places to [B, H, n, D] laid out as [B, n, H, D].
+    """
+    site = current()
+    reducer = _reducer(site)
+    number, keys = reducer.span_number(site.layer), key.shape[2]
+    alive = reducer.alive.get(number)
+    if alive is None:
+        raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have chosen its tokens", "none"))
+    if site.session.plan.attention_kind(site.scale, site.layer) == "sparse":
+        out = _sparse(site, query, key, value, scale, reducer.kept, alive[:keys])
+    else:
+        places = reducer.places(number, site.scale)
+        have = key.index_select(2, places), value.index_select(2, places)
+        grouped = query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(query, *have, scale=scale, enable_gqa=grouped)
+    site.session.ran[site.scale, site.layer] = "pruned"
+    return as_pinned(out)
+
+
+@site_pruned.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return pinned_empty(query)

@@ -1,0 +1,105 @@
+"""How important tokens are, and what stands for those that are left out: the formulas of the pruning papers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparvar.errors import SessionError, message
+from sparvar.runtime.arguments import enlarge
+from sparvar.scale_plans import PrunedSpan
+
+if TYPE_CHECKING:
+    from sparvar.runtime.reduce import Reducer
+
+ANCHOR_STEP = 4
+"""Anchors of SparseVAR stand in every fourth row and column, and in the last ones."""
+
+
+def score(name: str, reducer: Reducer, span: PrunedSpan, scale: int, x: Tensor) -> Tensor:
+    """Importance of the tokens x [B, N, C] of a scale, [N]: the mean over rows, so that all rows keep the same."""
+    if name == "pivot":
+        return pivot(x)
+    if name == "entropy":
+        return entropy(reducer, span, scale)
+    if name == "change":
+        return change(reducer, span, scale, x.shape[0])
+    generator = torch.Generator().manual_seed(scale)
+    return torch.rand(x.shape[1], generator=generator).to(x.device)
+
+
+def pivot(x: Tensor) -> Tensor:
+    """Squared distance from the mean token, summed over channels (FastVAR, Eq. 4): [N]."""
+    wide = x.float()
+    return (wide - wide.mean(dim=1, keepdim=True)).square().sum(-1).mean(0)
+
+
+def entropy(reducer: Reducer, span: PrunedSpan, scale: int) -> Tensor:
+    """Minus the attention entropy at the source scale, mean over the span's layers, enlarged (ToProVAR, Eq. 6): [N]."""
+    plan = reducer.plan
+    assert plan.pruning is not None
+    found = [reducer.entropy[layer] for layer in range(span.first, span.last + 1) if layer in reducer.entropy]
+    if not found:
+        subject = f"layers {span.first} to {span.last}"
+        must = f"have measured their entropy at the source scale {plan.pruning.source}"
+        raise SessionError(message(subject, must, "none", "generate from the first scale"))
+    mean = torch.stack(found).mean(0)
+    return -enlarge(mean[None, :, None], plan.grid(plan.pruning.source), plan.grid(scale))[0, :, 0]
+
+
+def change(reducer: Reducer, span: PrunedSpan, scale: int, rows: int) -> Tensor:
+    """Squared size of what the span added at the source scale, mean over rows, each pixel repeated (SparseVAR): [N]."""
+    plan = reducer.plan
+    assert plan.pruning is not None
+    before, behind = (part[:rows] for part in reducer.source_of(span))
+    error = (behind - before).float().square().mean(-1).mean(0)
+    grid = error.view(1, 1, *plan.grid(plan.pruning.source))
+    return torch.nn.functional.interpolate(grid, size=plan.grid(scale), mode="nearest").flatten()
+
+
+def anchor_axis(size: int, device: torch.device) -> Tensor:
+    """Rows or columns of anchors: every fourth, and the last."""
+    axis = torch.arange(0, size, ANCHOR_STEP, device=device)
+    return axis if (size - 1) % ANCHOR_STEP == 0 else torch.cat((axis, axis.new_tensor([size - 1])))
+
+
+def anchors_of(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Which tokens of a grid (h, w) are anchors: bool [N]."""
+    rows, columns = (
+        torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, anchor_axis(size, device), True)
+        for size in grid
+    )
+    return (rows[:, None] & columns[None, :]).flatten()
+
+
+def nearest_anchor(reducer: Reducer, span: PrunedSpan, scale: int, whole: Tensor, kept: Tensor) -> Tensor:
+    """Give every token that was left out the output of the most similar of the four anchors around it.
+
+    Similarity is the cosine between the span's outputs at the source scale, enlarged, mean over rows; a token that is
+    like none of them (below `LEAST_SIMILARITY`) keeps its own input with what the span added at the source scale.
+
+    Args:
+        whole: [B, N, C] with that in the places of the tokens that were left out.
+        kept: int64 [n], those that were computed.
+    """
+    height, width = reducer.plan.grid(scale)
+    device = whole.device
+    guide = torch.nn.functional.normalize(reducer.enlarged(span, scale, "output", whole.shape[0]).float(), dim=-1)
+    rows, columns = anchor_axis(height, device), anchor_axis(width, device)
+    token = torch.arange(height * width, device=device)
+    y, x = token // width, token % width
+    up, left = (torch.searchsorted(axis, at, right=True) - 1 for axis, at in ((rows, y), (columns, x)))
+    down, right = (up + 1).clamp(max=len(rows) - 1), (left + 1).clamp(max=len(columns) - 1)
+    around = torch.stack([rows[a] * width + columns[b] for a in (up, down) for b in (left, right)])  # [4, N]
+    likeness = torch.stack([(guide * guide[:, each]).sum(-1).mean(0) for each in around])  # [4, N]
+    best, which = likeness.max(0)
+    source = around.gather(0, which[None])[0]
+    replace = best >= LEAST_SIMILARITY
+    replace[kept] = False
+    return torch.where(replace[None, :, None], whole[:, source], whole)
+
+
+LEAST_SIMILARITY = 0.8
+"""SparseVAR's beta: 0.8 to 0.99 in the paper."""
