@@ -149,7 +149,7 @@ class Loop:
             return self._dense()
         choice = choice_of(self.space, answer)
         plan = plan_of(self.base, self.space, choice)
-        if plan.planned_sites() == 0 or (damage is not None and answer.seconds >= 0):
+        if plan.all_dense or (damage is not None and answer.seconds >= 0):
             return self._dense()
         took = self.dense_seconds + answer.seconds + self.late
         return Trial(plan, answer.damage * self.bias, took, answer.exact, None, answer.seconds, choice)
@@ -202,7 +202,7 @@ class Loop:
         within, fastest = self._solve(None, seconds), self._solve(NO_LIMIT)
         run = [trial for trial in self.trials if trial.measured is not None]
         parts = []
-        if within.plan.planned_sites():
+        if not within.plan.all_dense:
             parts.append(f"in {seconds:g} s the best plan is predicted at {within.predicted()['psnr_db']:.1f} dB")
         else:
             shown = fastest.predicted()
@@ -216,7 +216,7 @@ class Loop:
     def nearest_run(self) -> str | None:
         """In words, of the sparse plans that were run and missed the budget the one with the best images, or None."""
         run = [trial.measured for trial in self.trials if trial.measured is not None]
-        if self.chosen.plan.planned_sites() or not run:
+        if not self.chosen.plan.all_dense or not run:
             return None
         best = max(run, key=lambda measured: measured.mean_psnr)
         took = f" in {best.median_seconds:.2f} s" if self.timed else ""
@@ -251,7 +251,7 @@ class Loop:
             limit = 10 ** (-(max(goal) + self.tighter + FIRST_MARGIN) / 10) / self.bias
         for number in range(self.effort.rounds):
             trial = self._solve(limit)
-            if trial.plan.planned_sites() == 0:
+            if trial.plan.all_dense:
                 break
             if any(trial.plan.digest == other.plan.digest for _, other in passed):
                 break
@@ -284,7 +284,7 @@ class Loop:
             return best
         for number in range(self.effort.rounds):
             trial = self._solve(None, most)
-            if trial.plan.planned_sites() == 0:
+            if trial.plan.all_dense:
                 break
             self.say(f"round {number + 1}: running a plan predicted at {trial.seconds:.2f} s")
             if any(trial.plan.digest == other.plan.digest for other in self.trials):
@@ -304,7 +304,7 @@ class Loop:
             error = self._error()
             missed = self._missed(held)
             beyond = error is not None and self.budget.max_error is not None and error > self.budget.max_error
-            if self.chosen.plan.planned_sites() == 0 or not (missed > 0 or beyond):
+            if self.chosen.plan.all_dense or not (missed > 0 or beyond):
                 return Held(held, error, self.attempt + 1)
             self.attempt += 1
             if self.attempt == ATTEMPTS:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sparvar.calibrate.costs import CostTable
 from sparvar.calibrate.observe import Sums
+from sparvar.calibrate.reductions import NOTHING, Reduction
 from sparvar.calibrate.solver import POLICIES, Answer, Case, ScaleOptions
 from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key
 from sparvar.scale_plans import Plan
@@ -50,6 +51,7 @@ class Tag:
     setting: Setting
     first: float | None
     budgets: tuple[tuple[float, ...], ...]
+    reduction: Reduction = NOTHING
 
 
 def relative_errors(sites: Sites, scale: int, layers: int, candidate: str) -> list[float]:
@@ -195,7 +197,7 @@ def choice_of(space: Space, answer: Answer) -> Choice:
     )
     windows = tuple((scale, local - 1) for scale, (_, local) in zip(scales, answer.options, strict=True) if local)
     layers = tuple(POLICIES[policy] for policy in answer.layers)
-    return Choice(layers, tag.setting, tag.decision, tag.first is not None, budgets, windows)
+    return Choice(layers, tag.setting, tag.decision, tag.first is not None, budgets, windows, tag.reduction)
 
 
 def names_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], str]:

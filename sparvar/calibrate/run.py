@@ -24,6 +24,15 @@ from sparvar.calibrate.loop import Held, Loop, Trial
 from sparvar.calibrate.observe import merged
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.pruning import choose_thresholds
+from sparvar.calibrate.reductions import (
+    Effects,
+    Reduction,
+    as_record,
+    expanded,
+    guided_candidates,
+    pruned_candidates,
+    source_candidates,
+)
 from sparvar.calibrate.runner import Measured, Runner, split_prompts
 from sparvar.calibrate.solver import Case
 from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
@@ -105,6 +114,7 @@ def calibrate(
     effort: Effort | None = None,
     target: str | None = None,
     resume: bool = False,
+    reduce: bool = True,
     seconds_in_all: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
@@ -120,6 +130,8 @@ def calibrate(
         effort: generations per step.
         target: name of a GPU: seconds are then those of its roofline, predicted and not measured.
         resume: go on with the journal of a run that was stopped.
+        reduce: tokens and unconditional rows may be left out, too; not with ``target`` or a budget of attention's
+            error, which say nothing of them.
         seconds_in_all: stop with an error, to be resumed, when this time is used up.
         say: gets a line before each step.
 
@@ -151,7 +163,7 @@ def calibrate(
     with Journal(work, header, resume) as journal:
         runner = Runner(subject, base, fitted, held, journal, seed, inner, deadline, say)
         try:
-            return _Steps(runner, base, space, budget, effort, gpu, say).run(begun)
+            return _Steps(runner, base, space, budget, effort, gpu, say, reduce).run(begun)
         finally:
             runner.close()
 
@@ -174,7 +186,9 @@ class _Steps:
         effort: Effort,
         gpu: Gpu | None,
         say: Callable[[str], None],
+        reduce: bool,
     ) -> None:
+        self.reduce = reduce
         self.runner, self.base, self.space, self.budget = runner, base, space, budget
         self.effort, self.gpu, self.say = effort, gpu, say
         self.layers = len(base.layers)
@@ -184,7 +198,8 @@ class _Steps:
         sites, rows = self._observe()
         sensitivity = self._sensitivity(sites)
         table, cached = self._costs(sites, rows)
-        problem = _Problem(self.base, self.space, sites, table, sensitivity)
+        effects = self._reductions()
+        problem = _Problem(self.base, self.space, sites, table, sensitivity, effects)
         loop = Loop(
             self.runner,
             self.base,
@@ -221,7 +236,7 @@ class _Steps:
             "held_out": {**held.measured.as_dict(), "max_error": held.error},
             "held_out_attempts": held.attempts,
             "new_prompts": self.runner.held_prompts != self.runner.prompts,
-            "all_dense": plan.planned_sites() == 0,
+            "all_dense": plan.all_dense,
             "nearest": loop.nearest_run(),
             "trials": [trial.as_dict() for trial in loop.trials],
             "front": loop.front(),
@@ -229,6 +244,7 @@ class _Steps:
             "screened": scores,
             "decisions": decisions,
             "pruning": pruning,
+            "left_out": None if effects is None else as_record(effects),
             "costs": table.as_dict(),
             "costs_cached": cached,
             "sensitivity": dataclasses.asdict(sensitivity),
@@ -315,6 +331,29 @@ class _Steps:
             groups[group] = self.runner.measure(plan, "probe", self.effort.probes).damage
         return fit(sites, self.layers, by_scale, (at, name, groups))
 
+    def _reductions(self) -> Effects | None:
+        """What leaving out tokens and rows does, each alone; None where calibration may not leave any out."""
+        if not self.reduce or self.gpu is not None or self.budget.max_error is not None:
+            return None
+        dense = self.runner.measure(self.base, "probe", max(2, self.effort.probes))
+        damage: dict[Reduction, float] = {}
+
+        def measure(what: str, found: Sequence[Reduction]) -> None:
+            for number, each in enumerate(found, start=1):
+                self.say(f"leaving out {what}: {number} of {len(found)}")
+                plan = self.base.replace(**each.fields(self.layers))
+                damage[each] = self.runner.measure(plan, "probe", self.effort.probes, inner="eager").damage
+
+        if self.runner.guided():
+            measure("guidance", guided_candidates(self.base))
+        sources = source_candidates(self.base)
+        measure("tokens, by source", sources)
+        if sources:
+            best = min(sources, key=lambda each: damage[each])
+            assert best.pruned is not None
+            measure("tokens", pruned_candidates(self.base, best.pruned.source))
+        return Effects(damage, dense.took)
+
     def _whole_generations(self, table: CostTable, sites: Sites) -> None:
         """Correct the table by what its sites took in whole generations.
 
@@ -381,7 +420,7 @@ class _Steps:
         stated = dataclasses.asdict(self.budget).items()
         asked = ", ".join(f"{name} {value:g}" for name, value in stated if value is not None)
         note = f"the cheapest found for {asked}"
-        if chosen.plan.planned_sites() == 0:
+        if chosen.plan.all_dense:
             note = f"all dense: no sparse plan met {asked}"
         if self.gpu is not None:
             note += f"; seconds are the roofline of {self.gpu.name}"
@@ -405,6 +444,8 @@ class _Problem:
     sites: Sites
     table: CostTable
     sensitivity: Sensitivity
+    effects: Effects | None
 
     def cases(self, max_error: float | None) -> list[Case]:
-        return cases(self.base, self.space, self.sites, self.table, self.sensitivity, max_error)
+        found = cases(self.base, self.space, self.sites, self.table, self.sensitivity, max_error)
+        return found if self.effects is None else expanded(found, self.effects.front(), self.effects)

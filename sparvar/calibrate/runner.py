@@ -21,7 +21,7 @@ from sparvar.calibrate.predict import names_of, relative_errors
 from sparvar.calibrate.pruning import PruningSums, representative_scale
 from sparvar.calibrate.space import Choice, Space
 from sparvar.calibrate.subject import Subject
-from sparvar.errors import OptionError, SparvarError, message
+from sparvar.errors import OptionError, SessionError, SparvarError, message
 from sparvar.kernels import give_back
 from sparvar.scale_plans import Plan
 
@@ -150,11 +150,14 @@ class Runner:
         give_back()
         self._attached = None
 
-    def _attach(self, plan: Plan, stage: str) -> None:
-        if self._attached == plan.digest:
+    def _attach(self, plan: Plan, stage: str, inner: str = "") -> None:
+        mark = f"{plan.digest} {inner}"
+        if self._attached == mark:
             return
-        compile(self.subject.model, plan, inner=self.inner)
-        self._attached = plan.digest
+        compile(self.subject.model, plan, inner=inner or self.inner)
+        self._attached = mark
+        if inner:
+            return
         kinds = {
             (plan.kind(scale, layer), scale) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers))
         }
@@ -187,18 +190,21 @@ class Runner:
         record: dict[str, Any] = self.journal.get(f"{key}/{number}", measure)
         return record
 
-    def measure(self, plan: Plan, stage: str, count: int, begin: int = 0) -> Measured:
-        """``count`` generations of a plan from number ``begin`` of a stage."""
+    def measure(self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "") -> Measured:
+        """``count`` generations of a plan from number ``begin`` of a stage.
+
+        ``inner`` "eager" where only the images matter: nothing is compiled for a plan that runs a few times.
+        """
         for number in range(begin, begin + count):
             self.dense(stage, number)  # all of them first: each detaches the model
-        return together([self.one(plan, stage, number) for number in range(begin, begin + count)])
+        return together([self.one(plan, stage, number, inner) for number in range(begin, begin + count)])
 
-    def one(self, plan: Plan, stage: str, number: int) -> dict[str, Any]:
+    def one(self, plan: Plan, stage: str, number: int, inner: str = "") -> dict[str, Any]:
         """``mse``, ``seconds``, ``ssim`` (or None) and, of probes, ``took`` of one generation."""
         reference = self.dense(stage, number)
 
         def measure() -> dict[str, Any]:
-            self._attach(plan, stage)
+            self._attach(plan, stage, inner)
             attachment = attachment_of(self.subject.model)
             assert attachment is not None
             attachment.timed = stage == "probe"
@@ -210,7 +216,7 @@ class Runner:
             took = dict(attachment.last.took) if attachment.timed and attachment.last is not None else {}
             return {"mse": max(mse, LEAST_MSE), "seconds": seconds, "ssim": self.ssim(image, reference), "took": took}
 
-        record: dict[str, Any] = self.journal.get(f"{stage}/{plan.digest}/{number}", measure)
+        record: dict[str, Any] = self.journal.get(f"{stage}/{plan.digest}/{number}{inner and '/' + inner}", measure)
         if record["ssim"] is not None and record["mse"] > LEAST_MSE and record["ssim"] < 1:
             self._pairs.append((-10 * math.log10(record["mse"]), math.log(1 - record["ssim"])))
         return record
@@ -241,6 +247,22 @@ class Runner:
             )
         slope, offset = statistics.linear_regression(*zip(*self._pairs, strict=True))
         return min(slope, -1e-3), offset
+
+    def guided(self) -> bool:
+        """Whether the model draws with guidance: a conditional and an unconditional half of rows."""
+
+        def look() -> bool:
+            last = self.base.scales
+            plan = self.base.replace(guidance={"conditional_from": last})
+            try:
+                self._attach(plan, "probe", "eager")
+                self._draw("probe", 0)
+            except SessionError:
+                self.detach()
+                return False
+            return True
+
+        return bool(self.journal.get("guided", look))
 
     def error(self, space: Space, plan: Plan, choice: Choice, number: int) -> float:
         """Largest relative output error of a site under a plan, measured beside dense attention on a held-out seed."""

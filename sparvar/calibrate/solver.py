@@ -60,11 +60,21 @@ class Case:
         tag: handed back in the answer.
         decide_seconds: what one deciding site costs more than a dense one.
         scales: every scale that may be sparse, ascending.
+        damage, seconds: of what the case leaves out beside columns, whatever its layers do; seconds more than dense.
     """
 
     tag: Any
     decide_seconds: float
     scales: tuple[ScaleOptions, ...]
+    damage: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def least_seconds(self) -> float:
+        """No choice within the case takes less."""
+        layers = self.scales[0].mapped.shape[1] if self.scales else 0
+        options = ((scale.mapped_seconds.min(), scale.local_seconds.min()) for scale in self.scales)
+        return self.seconds + sum(layers * min(0.0, *map(float, pair)) for pair in options)
 
 
 @dataclass(frozen=True)
@@ -102,10 +112,16 @@ def solve(
         raise ValueError("solve: max_damage or max_seconds must be given")
     best: Answer | None = None
     exact = len(POLICIES) ** layers <= EXACT_ASSIGNMENTS
-    searches = [_Search(case, layers, by_time, limit, exact) for case in cases]
+    # The most promising first, so that the others are seen to be worse by their bound alone.
+    key = (lambda case: case.least_seconds) if by_time else (lambda case: case.damage)
+    searches = [_Search(case, layers, by_time, limit, exact) for case in sorted(cases, key=key)]
     if not exact:
         searches = sorted(searches, key=_Search.promise)[:LOCAL_CASES]
     for search in searches:
+        if best is not None and key(search.case) > _value(best, by_time):
+            continue
+        if by_time and search.case.damage > limit:
+            continue
         found = search.exhaustive(best) if exact else search.local(best)
         if found is not None and (best is None or _value(found, by_time) < _value(best, by_time)):
             best = found
@@ -137,7 +153,7 @@ class _Search:
         return damage, seconds.reshape(damage.shape)
 
     def _fixed(self, assignment: Array) -> Array:
-        total: Array = (assignment == 1).sum(0) * self.case.decide_seconds
+        total: Array = self.case.seconds + (assignment == 1).sum(0) * self.case.decide_seconds
         return total
 
     def _bounds(self, assignment: Array) -> Array:
@@ -151,16 +167,17 @@ class _Search:
                 goal, used = (seconds, damage) if self.by_time else (damage, seconds)
                 total += (goal + multiplier * used).min(0)
             if self.by_time:
-                best = np.maximum(best, total + fixed - multiplier * self.limit)
+                best = np.maximum(best, total + fixed + multiplier * (self.case.damage - self.limit))
             else:
-                best = np.maximum(best, total + multiplier * (fixed - self.limit))
+                best = np.maximum(best, total + self.case.damage + multiplier * (fixed - self.limit))
         return best
 
     def _best(self, assignment: Array, cutoff: float) -> Answer | None:
         """The optimum for one assignment [L], if it is below ``cutoff``."""
         column = assignment[:, None]
         fixed = float(self._fixed(column)[0])
-        used_front, goal_front = np.array([0.0 if self.by_time else fixed]), np.array([fixed if self.by_time else 0.0])
+        damage_of, seconds_of = np.array([self.case.damage]), np.array([fixed])
+        used_front, goal_front = (damage_of, seconds_of) if self.by_time else (seconds_of, damage_of)
         picks = np.zeros((1, 0), dtype=np.int64)
         for scale in self.case.scales:
             damage, seconds = (part[:, 0] for part in self._points(scale, column))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparvar.calibrate.reductions import NOTHING, Reduction
 from sparvar.scale_plans import INDEX_MAPS, Plan
 
 SINK_SHARES = (0.003, 0.01, 0.03)
@@ -133,6 +134,7 @@ class Choice:
         correction: whether the output correction is on.
         budgets: target scale to budget, for cs4a.
         windows: target scale to number of a ladder, for csla.
+        reduction: tokens and rows that are left out beside.
     """
 
     layers: tuple[str, ...]
@@ -141,6 +143,7 @@ class Choice:
     correction: bool = False
     budgets: tuple[tuple[int, float], ...] = ()
     windows: tuple[tuple[int, int], ...] = ()
+    reduction: Reduction = NOTHING
 
 
 def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
@@ -165,6 +168,7 @@ def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
         column_sum_stride=space.stride,
         cs4a=cs4a if mapped else {},
         csla=csla if local else {},
+        **choice.reduction.fields(len(base.layers)),
     )
 
 

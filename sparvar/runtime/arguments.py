@@ -16,7 +16,8 @@ Path = int | str
 
 def tensors_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor argument."""
-    for path, value in (*enumerate(args), *kwargs.items()):
+    places: list[tuple[Path, Any]] = [*enumerate(args), *kwargs.items()]
+    for path, value in places:
         if isinstance(value, Tensor):
             yield path, value
 

@@ -95,8 +95,8 @@ class Attachment:
         strict: raise where a planned site does not run as planned; otherwise warn.
         graphs_of: compiled graphs of a plan's schedule.
         unwrap: the error of ours inside one that the compiler raised.
-        narrow: sites, graphs and blocks around them of the attention modules alone, for blocks that cannot be captured; None where the
-            caller chose what is compiled.
+        narrow: sites, graphs and blocks around them of the attention modules alone, for blocks that cannot be captured;
+            None where the caller chose what is compiled.
         left_alone: site to reason, for calls that were not part of a generation or could not be.
         observer: given to every session that starts from now on.
         timed: sessions note the seconds of every site; on a GPU each site is then waited for.
@@ -449,8 +449,8 @@ def put_wrappers(attachment: Attachment) -> None:
 
 def remove_wrappers(attachment: Attachment) -> None:
     """Give the sites' modules their own forwards back."""
-    for each in (*attachment.sites, *attachment.around):
-        each.module.__dict__.pop("forward", None)
+    for module in (*(site.module for site in attachment.sites), *(block.module for block in attachment.around)):
+        module.__dict__.pop("forward", None)
 
 
 def _generation(attachment: Attachment, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -121,7 +121,9 @@ class Reducer:
         if span is None and not conditional:
             return args, kwargs
         self._ticket = x
-        return changed(args, kwargs, lambda where, tensor: work if where == path else self._part(where, tensor, conditional))
+        return changed(
+            args, kwargs, lambda where, tensor: work if where == path else self._part(where, tensor, conditional)
+        )
 
     def after(self, layer: int, scale: int, out: Any) -> Any:
         """What the model gets for a block's output."""

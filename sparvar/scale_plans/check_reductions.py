@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sparvar.errors import message
 from sparvar.scale_plans.data import PlanFields
 
+
 def pruning_problems(plan: PlanFields) -> Iterator[str]:
     """Of ``plan.pruning``."""
     pruning = plan.pruning
@@ -41,7 +42,9 @@ def pruning_problems(plan: PlanFields) -> Iterator[str]:
                 yield message(where, f"come after the source scale, {pruning.source}", plan.label(scale))
             inside = plan.layers[span.first : span.last + 1] if 0 <= span.first <= span.last else ()
             if plan.decision_scale is not None and scale <= plan.decision_scale and "cs4a" in inside:
-                must = f"come after the decision scale, {plan.decision_scale}, whose column sums need every query and key"
+                must = (
+                    f"come after the decision scale, {plan.decision_scale}, whose column sums need every query and key"
+                )
                 yield message(where, must, plan.label(scale), "decide earlier, or prune later")
     sparse = [
         layer
@@ -50,7 +53,9 @@ def pruning_problems(plan: PlanFields) -> Iterator[str]:
         if 1 <= pruning.source <= plan.scales and plan.attention_kind(pruning.source, layer) == "sparse"
     ]
     if pruning.score == "entropy" and sparse:
-        must = "be a scale at which the layers of its spans are dense or decide: sparse attention has no entropy to give"
+        must = (
+            "be a scale at which the layers of its spans are dense or decide: sparse attention has no entropy to give"
+        )
         yield message("pruning.source", must, f"{plan.label(pruning.source)}, where layer {sparse[0]} is sparse")
 
 
@@ -70,7 +75,9 @@ def skip_problems(plan: PlanFields) -> Iterator[str]:
     if skip is None:
         return
     if not 1 <= skip.last < plan.scales:
-        yield message("skip.last", f"be between 1 and {plan.scales - 1}", skip.last, "leave skip out to draw all scales")
+        yield message(
+            "skip.last", f"be between 1 and {plan.scales - 1}", skip.last, "leave skip out to draw all scales"
+        )
         return
     drawn = plan.scales - skip.last
     if plan.decision_scale is not None and "cs4a" in plan.layers and plan.decision_scale >= drawn:
@@ -79,7 +86,5 @@ def skip_problems(plan: PlanFields) -> Iterator[str]:
     if plan.guidance is not None and plan.guidance.conditional_from > drawn:
         must = f"be a scale that is drawn, at most {drawn}"
         yield message("guidance.conditional_from", must, plan.guidance.conditional_from)
-    if plan.pruning is not None and not any(
-        scale <= drawn for span in plan.pruning.spans for scale in span.keep
-    ):
+    if plan.pruning is not None and not any(scale <= drawn for span in plan.pruning.spans for scale in span.keep):
         yield message("pruning.spans", f"prune a scale that is drawn, at most {drawn}", "later ones alone")

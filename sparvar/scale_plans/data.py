@@ -262,6 +262,11 @@ class PlanFields(Record):
         windows = self.csla[scale].windows
         return [windows.get(source, 0) for source in range(1, scale + 1)]
 
+    @property
+    def all_dense(self) -> bool:
+        """Whether the plan leaves nothing out: dense attention of every token and row of every scale."""
+        return self.planned_sites() == 0 and self.guidance is None and self.skip is None
+
     def planned_sites(self) -> int:
         """Number of (scale, layer) pairs that are not dense."""
         return sum(

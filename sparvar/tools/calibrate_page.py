@@ -123,7 +123,7 @@ def _found(plan: sparvar.Plan, report: dict[str, Any]) -> str:
         )
         if limit is not None and value is not None and sign * value < sign * limit
     ]
-    if plan.planned_sites() == 0:
+    if plan.all_dense:
         text = "no sparse plan that meets it, so the plan is all dense."
     elif psnr is None or took is None:
         text = f"{plan.provenance.note or plan.name}."
@@ -173,7 +173,7 @@ def _layers(plan: sparvar.Plan, policy: str) -> str:
 def _story(plan: sparvar.Plan, report: dict[str, Any]) -> list[str]:
     """What the plan does, in words."""
     nearest = report.get("nearest")
-    if plan.planned_sites() == 0:
+    if plan.all_dense:
         why = f"The plan is all dense: {plan.provenance.note or 'no sparse plan met what was asked'}."
         why = why.replace("all dense: all dense: ", "all dense: ")
         return [why, f"Nearest: {nearest}."] if nearest else [why]

@@ -46,6 +46,9 @@ def calibrate(
         Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    reduce: Annotated[
+        bool, typer.Option("--reduce/--columns-only", help="Leave out tokens and unconditional rows, too.")
+    ] = True,
     max_seconds_total: Annotated[
         float | None, typer.Option(min=1, help="Stop when this time is used up; go on with --resume.")
     ] = None,
@@ -98,6 +101,7 @@ def calibrate(
             effort=Effort(checks=images, held_out=images),
             target=target,
             resume=resume,
+            reduce=reduce,
             seconds_in_all=max_seconds_total,
             say=say,
         )

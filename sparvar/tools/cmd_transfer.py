@@ -77,7 +77,7 @@ def transfer(
     output.write_all(out.parent, {out.name: finished.dumps().encode()})
     screen = results()
     screen.print(table(source, finished, found))
-    if finished.planned_sites() == 0:
+    if finished.all_dense:
         screen.print("No scale of this schedule stands for a sparse one: the carried plan is all dense.")
     screen.print(f"Plan: {out}", soft_wrap=True)
 

@@ -109,7 +109,9 @@ def test_two_images_of_a_batch_keep_the_same_tokens(model: LandscapeVAR) -> None
 
 
 def test_rows_without_guidance_are_not_dropped(model: LandscapeVAR) -> None:
-    sparvar.compile(model, tiny_plan(model, **{**dense_changes(), **fields(CASES["conditional, copied"])}), inner="eager")
+    sparvar.compile(
+        model, tiny_plan(model, **{**dense_changes(), **fields(CASES["conditional, copied"])}), inner="eager"
+    )
     try:
         with pytest.raises(SessionError, match="must be a conditional and an unconditional half"):
             model.generate(["mountain", "sea"], seed=1, cfg=1.0)

@@ -19,7 +19,7 @@ PIECE = 64
 
 
 def filtered(indices: Tensor, counts: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lists [B', H', G, K] and counts without the keys that ``alive`` bool [T] does not mark, still ascending."""
+    """Return ascending lists [B', H', G, K] and counts without the keys that ``alive`` bool [T] does not mark."""
     slot = torch.arange(indices.shape[3], device=indices.device)
     used = slot < counts[..., None]
     lives = used & alive[indices.long().clamp(0, alive.shape[0] - 1)]
