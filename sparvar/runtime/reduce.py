@@ -24,7 +24,7 @@ from sparvar.runtime.arguments import (
     half,
     tensors_of,
 )
-from sparvar.runtime.scores import anchors_of, nearest_anchor, score
+from sparvar.runtime.scores import anchors_of, merge_groups, merged, nearest_anchor, score
 from sparvar.runtime.tile_order import TileOrder
 from sparvar.scale_plans import Plan, PrunedSpan
 
@@ -72,6 +72,7 @@ class Reducer:
     _ticket: Tensor | None = None
     _held: Tensor | None = None
     _entered: Tensor | None = None
+    _groups: Tensor | None = None
     _begun: dict[int, Tensor] = field(default_factory=dict)
     _source: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _guidance: Tensor | None = None
@@ -114,7 +115,12 @@ class Reducer:
             self.kept = self._choose(span, scale, work)
             self._entered = work
             self._gathered.clear()
-            work = work[:, self.kept.tokens]
+            assert self.plan.pruning is not None
+            if self.plan.pruning.fill == "merge":
+                self._groups = merge_groups(work, self.kept.tokens)
+                work = merged(work, self._groups, len(self.kept.tokens))
+            else:
+                work = work[:, self.kept.tokens]
         self._note_source(scale, layer, work)
         if conditional:
             self._halve_caches(module, x.shape[0], scale, layer)
@@ -206,6 +212,9 @@ class Reducer:
         """All tokens behind a span: what it computed, and what stands for the others."""
         pruning, entered, kept = self.plan.pruning, self._entered, self.kept
         assert pruning is not None and entered is not None and kept is not None
+        if pruning.fill == "merge":
+            assert self._groups is not None
+            return out[:, self._groups]
         if pruning.fill == "input":
             whole = entered.clone()
         elif pruning.fill == "output":
@@ -273,7 +282,7 @@ class Reducer:
 
     def release(self) -> None:
         """Drop everything that the generation held."""
-        self.kept = self._entered = self._ticket = self._held = self._guidance = None
+        self.kept = self._entered = self._groups = self._ticket = self._held = self._guidance = None
         for table in (self.entropy, self.alive, self._chosen, self._begun, self._source, self._gathered):
             table.clear()
 

@@ -1,4 +1,4 @@
-"""Fields of plans that leave out tokens, rows and scales: files, contradictions, differences, tables, FLOPs, methods."""
+"""Plans that leave out tokens, rows and scales: files, contradictions, differences, tables, FLOPs, methods."""
 
 from __future__ import annotations
 
