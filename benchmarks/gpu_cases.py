@@ -314,7 +314,9 @@ def _generations(model: ShapedVAR, device: torch.device, rounds: int) -> list[fl
     return sorted(seconds)
 
 
-VARIANTS = ("eager", "inductor", "sparvar")
+WHOLE_BLOCKS = "sparvar-block"
+"""Blocks compiled whole, cross-attention and all: text of another length then compiles anew."""
+VARIANTS = ("eager", "inductor", "sparvar", WHOLE_BLOCKS)
 
 
 def _model(name: str, schedule: Schedule, sizes: Sizes, depth: int | None) -> ShapedVAR:
@@ -341,10 +343,11 @@ def transformer_case(
             torch._dynamo.config.recompile_limit = 64
             for block in model.blocks:
                 block.compile(dynamic=False)
-        elif variant == "sparvar":
+        elif variant.startswith("sparvar"):
             shape = model.shape
             names = [f"blocks.{i}.sa" for i in range(shape.depth)]
-            sparvar.compile(model, default_plan(schedule, names, heads=shape.heads, head_dim=shape.head_dim))
+            plan = default_plan(schedule, names, heads=shape.heads, head_dim=shape.head_dim)
+            sparvar.compile(model, plan, grain="block" if variant == WHOLE_BLOCKS else "auto")
         if sizes.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
@@ -358,4 +361,6 @@ def transformer_case(
         del model
     middle = {variant: times[len(times) // 2] for variant, times in found["seconds"].items()}
     found["ratios"] = {other: middle[other] / middle["sparvar"] for other in ("eager", "inductor")}
+    if WHOLE_BLOCKS in middle:
+        found["ratios_whole_blocks"] = {other: middle[other] / middle[WHOLE_BLOCKS] for other in ("eager", "inductor")}
     return found

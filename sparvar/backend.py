@@ -109,15 +109,17 @@ def choose_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:
     per_block: dict[str | None, int] = {}
     for candidate in candidates.values():
         per_block[candidate.block] = per_block.get(candidate.block, 0) + 1
+    shared: dict[str | None, int] = {}
+    for name in wanted:
+        shared[candidates[name].block] = shared.get(candidates[name].block, 0) + 1
     sites = []
     for name in wanted:
         candidate = candidates[name]
-        alone = candidate.block is not None and per_block[candidate.block] == 1
-        if grain == "block" and not alone:
-            raise OptionError(
-                message("option grain", "be attention where a block holds several attentions or none holds it", "block")
-            )
-        sites.append(_site(model, candidate, whole_block=alone and grain != "attention"))
+        own = candidate.block is not None and shared[candidate.block] == 1
+        if grain == "block" and not own:
+            raise OptionError(message("option grain", "be attention where no block holds a site alone", "block"))
+        alone = own and per_block[candidate.block] == 1
+        sites.append(_site(model, candidate, whole_block=grain == "block" or (alone and grain != "attention")))
     return sites
 
 

@@ -78,6 +78,20 @@ def test_against_the_models_own_blocks(spans: list[tuple[int, int]]) -> None:
     assert torch.equal(found, again)
 
 
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_blocks_with_cross_attention_as_one_graph(inner: str) -> None:
+    """With grain "block" norms, cross-attention and MLP are in the graph; its text length is, too."""
+    model = shaped("tiny", SCHEDULE)
+    expected = slow(model, [(0, 2)], seed=3)
+    sparvar.compile(model, plan_for(model, [(0, 2)]), inner=inner, grain="block")
+    found = model.generate(seed=3)
+    attachment = sparvar.attachment_of(model)
+    assert attachment is not None and not attachment.around
+    assert [site.wrapped for site in attachment.sites] == ["blocks.0", "blocks.1", "blocks.2"]
+    sparvar.detach(model)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_model_that_changes_tokens_between_blocks_is_found_out() -> None:
     class Changing(ShapedVAR):
         def generate(self, *args: object, **kwargs: object) -> Tensor:
