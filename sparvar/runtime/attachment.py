@@ -8,7 +8,7 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -101,6 +101,7 @@ class Attachment:
         observer: given to every session that starts from now on.
         timed: sessions note the seconds of every site; on a GPU each site is then waited for.
         around: the block of every site, where a plan leaves tokens or rows out and the sites are not the blocks.
+        shortened: runs a generation of fewer scales: attachment, plan, model, arguments of its generation method.
     """
 
     plans: PlanSet
@@ -117,6 +118,7 @@ class Attachment:
     observer: Observer | None = None
     timed: bool = False
     around: list[Around] = field(default_factory=list)
+    shortened: Callable[[Attachment, Plan, nn.Module, Mapping[str, Any]], Any] | None = None
 
     def __post_init__(self) -> None:
         self._threads = _PerThread()
@@ -161,6 +163,13 @@ class Attachment:
             known = next((entry for entry in self._chosen.values() if entry[0] == plan), None)
             self._chosen[schedule] = known or (plan, self.graphs_of(plan), {})
         return self._chosen[schedule]
+
+    def short_plan(self, schedule: Schedule | None) -> Plan | None:
+        """The plan of a generation that the model's own loop must not run, because it skips scales; else None."""
+        if not self.enabled or (self.plans.rule is None and not any(plan.shortens for plan in self.plans.plans)):
+            return None
+        plan = self.choose(schedule)[0]
+        return plan if plan.shortens else None
 
     @contextmanager
     def generating(self, schedule: Schedule | None) -> Iterator[None]:
@@ -435,7 +444,7 @@ def attach(model: nn.Module, attachment: Attachment) -> None:
     for name in GENERATION_METHODS:
         method = getattr(type(model), name, None)
         if isinstance(method, types.FunctionType) and not inspect.isgeneratorfunction(inspect.unwrap(method)):
-            object.__setattr__(model, name, _generation(attachment, types.MethodType(method, model)))
+            object.__setattr__(model, name, _generation(attachment, model, types.MethodType(method, model)))
     object.__setattr__(model, _ATTRIBUTE, attachment)
 
 
@@ -453,13 +462,21 @@ def remove_wrappers(attachment: Attachment) -> None:
         module.__dict__.pop("forward", None)
 
 
-def _generation(attachment: Attachment, method: Callable[..., Any]) -> Callable[..., Any]:
+def _generation(attachment: Attachment, model: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
     signature = parameters_of(method)
 
     @functools.wraps(method)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        with attachment.generating(declared_schedule(bound_arguments(signature, args, kwargs))):
-            return method(*args, **kwargs)
+        arguments = bound_arguments(signature, args, kwargs)
+        schedule = declared_schedule(arguments)
+        with attachment.generating(schedule):
+            plan = attachment.short_plan(schedule)
+            if plan is None:
+                return method(*args, **kwargs)
+            if signature is not None:
+                signature.bind(*args, **kwargs)  # the method's own error for a call that does not fit
+            assert attachment.shortened is not None
+            return attachment.shortened(attachment, plan, model, arguments)
 
     return generate
 
