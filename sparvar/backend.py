@@ -21,7 +21,8 @@ from sparvar.passes import (
     fingerprint,
     make_visible,
 )
-from sparvar.runtime.attachment import Around, Attachment, Site, attach, attachment_of, detach
+from sparvar.runtime.attaching import attach, attachment_of, detach
+from sparvar.runtime.attachment import Around, Attachment, Site
 from sparvar.runtime.schedules import parameters_of
 from sparvar.scale_plans import Plan, PlanSet, find_published, load_plan, published_models, shipped_plans
 from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs, unwrap_error

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from sparvar.backend import choose_sites
 from sparvar.errors import CaptureError, message
 from sparvar.passes import GraphContext
-from sparvar.runtime.attachment import Attachment, Site, attach, detach
+from sparvar.runtime.attaching import attach, detach
+from sparvar.runtime.attachment import Attachment, Site
 from sparvar.runtime.context import current
 from sparvar.runtime.session import Session
 from sparvar.scale_plans import Plan, PlanSet

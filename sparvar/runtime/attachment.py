@@ -6,7 +6,6 @@ import functools
 import inspect
 import threading
 import time
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, GraphBreakError, SessionError, SparvarError, SparvarWarning, message
-from sparvar.kernels import kv_release
 from sparvar.runtime.calls import tokens_of, variant
 from sparvar.runtime.context import SiteContext, enter, leave
 from sparvar.runtime.schedules import (
@@ -25,16 +23,12 @@ from sparvar.runtime.schedules import (
     SCHEDULE_ARGUMENTS,
     bound_arguments,
     declared_schedule,
-    parameters_of,
 )
 from sparvar.runtime.session import Columns, Observer, Session
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
 
-GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
-"""Methods of published models that run a whole generation."""
 SUBSET_ARGUMENTS = ("m_maskgit",)
 """Arguments that give the positions of the tokens in a call, which then need not be the whole grid (HART)."""
-_ATTRIBUTE = "_sparvar_attachment"
 
 
 @dataclass(frozen=True)
@@ -163,13 +157,6 @@ class Attachment:
             known = next((entry for entry in self._chosen.values() if entry[0] == plan), None)
             self._chosen[schedule] = known or (plan, self.graphs_of(plan), {})
         return self._chosen[schedule]
-
-    def short_plan(self, schedule: Schedule | None) -> Plan | None:
-        """The plan of a generation that the model's own loop must not run, because it skips scales; else None."""
-        if not self.enabled or (self.plans.rule is None and not any(plan.shortens for plan in self.plans.plans)):
-            return None
-        plan = self.choose(schedule)[0]
-        return plan if plan.shortens else None
 
     @contextmanager
     def generating(self, schedule: Schedule | None) -> Iterator[None]:
@@ -437,17 +424,6 @@ def _alive(identifier: int) -> bool:
     return any(thread.ident == identifier for thread in threading.enumerate())
 
 
-def attach(model: nn.Module, attachment: Attachment) -> None:
-    """Put ``attachment`` on ``model``: its sites' forwards and generation methods go through it from now on."""
-    detach(model)
-    put_wrappers(attachment)
-    for name in GENERATION_METHODS:
-        method = getattr(type(model), name, None)
-        if isinstance(method, types.FunctionType) and not inspect.isgeneratorfunction(inspect.unwrap(method)):
-            object.__setattr__(model, name, _generation(attachment, model, types.MethodType(method, model)))
-    object.__setattr__(model, _ATTRIBUTE, attachment)
-
-
 def put_wrappers(attachment: Attachment) -> None:
     """Let calls of the sites' modules go through the attachment."""
     for layer, site in enumerate(attachment.sites):
@@ -462,45 +438,9 @@ def remove_wrappers(attachment: Attachment) -> None:
         module.__dict__.pop("forward", None)
 
 
-def _generation(attachment: Attachment, model: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
-    signature = parameters_of(method)
-
-    @functools.wraps(method)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        arguments = bound_arguments(signature, args, kwargs)
-        schedule = declared_schedule(arguments)
-        with attachment.generating(schedule):
-            plan = attachment.short_plan(schedule)
-            if plan is None:
-                return method(*args, **kwargs)
-            if signature is not None:
-                signature.bind(*args, **kwargs)  # the method's own error for a call that does not fit
-            assert attachment.shortened is not None
-            return attachment.shortened(attachment, plan, model, arguments)
-
-    return generate
-
-
 def _wrapper(call: Callable[..., Any], layer: int) -> Callable[..., Any]:
     @torch.compiler.disable
     def forward(*args: Any, **kwargs: Any) -> Any:
         return call(layer, *args, **kwargs)
 
     return forward
-
-
-def attachment_of(model: nn.Module) -> Attachment | None:
-    """The attachment of a model, or of the model inside a ``torch.compile`` wrapper, or None."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner.__dict__.get(_ATTRIBUTE)
-
-
-def detach(model: nn.Module) -> None:
-    """Give the model its own forwards back, and memory kept for its next generation back to the system."""
-    inner = getattr(model, "_orig_mod", model)
-    attachment = inner.__dict__.pop(_ATTRIBUTE, None)
-    if attachment is not None:
-        remove_wrappers(attachment)
-        for name in GENERATION_METHODS:
-            inner.__dict__.pop(name, None)
-        kv_release()

@@ -24,6 +24,7 @@ from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
 from sparvar.scale_plans.thresholds import keep_count, layer_score, start_scale
 from sparvar.scale_plans.transfer import carried, transfer
+from sparvar.scale_plans.work import ScaleWork, scale_work, total_work
 
 __all__ = [
     "FILLS",
@@ -43,6 +44,7 @@ __all__ = [
     "PrunedSpan",
     "Pruning",
     "Published",
+    "ScaleWork",
     "Schedule",
     "Skip",
     "Thresholds",
@@ -60,9 +62,11 @@ __all__ = [
     "model_fingerprint",
     "parse_schedule",
     "published_models",
+    "scale_work",
     "schedule_text",
     "shipped_plans",
     "start_scale",
+    "total_work",
     "transfer",
     "write_whole",
 ]

@@ -50,7 +50,7 @@ def _lines(a: PlanFields, b: PlanFields) -> Iterator[str]:
             yield from _scales(name, a, b, a.cs4a, b.cs4a, _cs4a_text, _cs4a_changes)
         elif name == "csla":
             yield from _scales(name, a, b, a.csla, b.csla, _csla_text, _csla_changes)
-        elif isinstance(before, BaseModel):
+        elif isinstance(before, BaseModel) and isinstance(after, BaseModel):
             for field in type(before).model_fields:
                 old, new = getattr(before, field), getattr(after, field)
                 if field == "scores" and len(old) == len(new):
@@ -77,6 +77,10 @@ def _show(value: Any) -> str:
         return "absent"
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump_json()
+    if isinstance(value, tuple) and any(isinstance(each, BaseModel) for each in value):
+        return "[" + ", ".join(map(_show, value)) + "]"
     return json.dumps(value)
 
 

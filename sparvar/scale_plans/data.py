@@ -61,7 +61,8 @@ class CSLAScale(Record):
 class Thresholds(Record):
     """Parameters of entropy-guided pruning (ToProVAR, section 4), and what calibration found with them.
 
-    ``sparvar.scale_plans.thresholds`` says what they mean. Today no pass prunes by them.
+    ``sparvar.scale_plans.thresholds`` says what they mean, and
+    ``sparvar.scale_plans.methods.toprovar`` makes pruned spans of them.
     """
 
     tau: float | None = None

@@ -30,6 +30,7 @@ def render(plan: PlanFields, digest: str) -> str:
         layers = [number for number, value in enumerate(plan.layers) if value == policy]
         if layers:
             lines.append(f"{policy} layers: {ranges(layers)}")
+    lines += _reductions(plan)
     lines += _thresholds(plan)
     lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
     if plan.measured:
@@ -42,13 +43,41 @@ def render(plan: PlanFields, digest: str) -> str:
     return "\n".join(lines)
 
 
+def _reductions(plan: PlanFields) -> list[str]:
+    lines = []
+    if plan.pruning is not None:
+        kept = plan.pruning
+        lines.append(f"tokens: by {kept.score}, skipped ones from {kept.fill}, source {plan.label(kept.source)}")
+        for keep, spans in _alike(plan):
+            shares = ", ".join(f"{100 * share:.3g} % at {scale}" for scale, share in keep)
+            each = ", apart" if len(spans) > 1 else ""
+            where = ranges([layer for span in spans for layer in range(span[0], span[1] + 1)])
+            lines.append(f"  layers {where}{each} keep {shares}")
+    if plan.guidance is not None:
+        rows = "the same" if plan.guidance.fill == "copy" else "those less the difference of the scale before"
+        where = plan.label(plan.guidance.conditional_from)
+        lines.append(f"guidance: conditional rows alone from {where} on; unconditional ones are {rows}")
+    if plan.skip is not None:
+        lines.append(f"skipped: the last {plan.skip.last} of {plan.scales} scales")
+    return lines
+
+
+def _alike(plan: PlanFields) -> list[tuple[tuple[tuple[int, float], ...], list[tuple[int, int]]]]:
+    """Spans by the shares that they keep, in order."""
+    found: dict[tuple[tuple[int, float], ...], list[tuple[int, int]]] = {}
+    for span in plan.pruning.spans if plan.pruning is not None else ():
+        found.setdefault(tuple(span.keep.items()), []).append((span.first, span.last))
+    return list(found.items())
+
+
 def _thresholds(plan: PlanFields) -> list[str]:
     given = plan.thresholds
     numbers = [(name, getattr(given, name)) for name in ("tau", "beta", "alpha_min", "alpha_max", "min_keep")]
     shown = ", ".join(f"{name} {value:g}" for name, value in numbers if value is not None)
     if not shown:
         return []
-    lines = [f"entropy thresholds, no pass prunes by them yet: {shown}"]
+    used = plan.pruning is not None and plan.pruning.score == "entropy"
+    lines = [f"entropy thresholds{'' if used else ', which this plan does not prune by'}: {shown}"]
     if given.start is not None and given.representative is not None:
         layers = [layer for layer, score in enumerate(given.scores) if score > 0]
         counts = [keep_count(given, plan.scales, layer, plan.tokens(plan.scales), plan.scales) for layer in layers]
