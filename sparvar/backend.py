@@ -206,9 +206,17 @@ def _attach(model: nn.Module, options: Options) -> nn.Module:
             unwrap=unwrap_error,
             narrow=narrow,
             around=around,
+            shortened=_shortened,
         ),
     )
     return model
+
+
+def _shortened(attachment: Attachment, plan: Plan, model: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    # Families load what few generations need.
+    from sparvar.chains import shortened
+
+    return shortened(attachment, plan, model, arguments)
 
 
 def reset(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from sparvar.kernels import kv_release
 from sparvar.runtime.attachment import Attachment, put_wrappers, remove_wrappers
 from sparvar.runtime.schedules import bound_arguments, declared_schedule, parameters_of
+from sparvar.scale_plans import Plan, Schedule
 
 GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
 """Methods of published models that run a whole generation."""
@@ -26,19 +27,36 @@ def attach(model: nn.Module, attachment: Attachment) -> None:
     for name in GENERATION_METHODS:
         method = getattr(type(model), name, None)
         if isinstance(method, types.FunctionType) and not inspect.isgeneratorfunction(inspect.unwrap(method)):
-            object.__setattr__(model, name, _generation(attachment, types.MethodType(method, model)))
+            object.__setattr__(model, name, _generation(attachment, model, types.MethodType(method, model)))
     object.__setattr__(model, _ATTRIBUTE, attachment)
 
 
-def _generation(attachment: Attachment, method: Callable[..., Any]) -> Callable[..., Any]:
+def _generation(attachment: Attachment, model: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
     signature = parameters_of(method)
 
     @functools.wraps(method)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        with attachment.generating(declared_schedule(bound_arguments(signature, args, kwargs))):
-            return method(*args, **kwargs)
+        arguments = bound_arguments(signature, args, kwargs)
+        schedule = declared_schedule(arguments)
+        with attachment.generating(schedule):
+            plan = _short_plan(attachment, schedule)
+            if plan is None:
+                return method(*args, **kwargs)
+            if signature is not None:
+                signature.bind(*args, **kwargs)  # the method's own error for a call that does not fit
+            assert attachment.shortened is not None
+            return attachment.shortened(attachment, plan, model, arguments)
 
     return generate
+
+
+def _short_plan(attachment: Attachment, schedule: Schedule | None) -> Plan | None:
+    """The plan of a generation that the model's own loop must not run, because it skips scales; else None."""
+    plans = attachment.plans
+    if not attachment.enabled or (plans.rule is None and not any(plan.shortens for plan in plans.plans)):
+        return None
+    plan = attachment.choose(schedule)[0]
+    return plan if plan.shortens else None
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

@@ -7,7 +7,7 @@ import inspect
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -95,6 +95,7 @@ class Attachment:
         observer: given to every session that starts from now on.
         timed: sessions note the seconds of every site; on a GPU each site is then waited for.
         around: the block of every site, where a plan leaves tokens or rows out and the sites are not the blocks.
+        shortened: runs a generation of fewer scales: attachment, plan, model, arguments of its generation method.
     """
 
     plans: PlanSet
@@ -111,6 +112,7 @@ class Attachment:
     observer: Observer | None = None
     timed: bool = False
     around: list[Around] = field(default_factory=list)
+    shortened: Callable[[Attachment, Plan, nn.Module, Mapping[str, Any]], Any] | None = None
 
     def __post_init__(self) -> None:
         self._threads = _PerThread()

@@ -122,7 +122,7 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        return all(count == len(self.plan.schedule) for count in self.calls)
+        return all(count == self.plan.drawn for count in self.calls)
 
     @property
     def started(self) -> bool:
@@ -160,7 +160,7 @@ class Session:
             plain = done >= 1 and (index is None or index == done) and tokens != self.sizes[self.begin + 1]
         else:
             plain = self.calls[layer - 1] == done + 1
-        if not plain or done + 1 >= len(self.sizes):
+        if not plain or done + 1 > self.plan.drawn:
             return False
         return self.sizes[done + 1] == tokens or self.site_tokens(done + 1, layer) == tokens
 
@@ -171,13 +171,15 @@ class Session:
             SessionError: the schedule has another number of tokens there, or layers are out of step.
         """
         scale = self.calls[layer] + 1
-        if scale >= len(self.sizes):
+        if scale > self.plan.drawn:
+            skips = self.plan.drawn < self.plan.scales
+            which = "the last that the plan draws" if skips else "the plan's last"
             raise SessionError(
                 message(
                     f"layer {layer}",
-                    f"start a new generation after scale {scale - 1}, the plan's last",
+                    f"start a new generation after scale {scale - 1}, {which}",
                     f"{tokens} more tokens",
-                    "the plan is for another schedule",
+                    "generate with the model's own method" if skips else "the plan is for another schedule",
                 )
             )
         expected = self.sizes[scale]

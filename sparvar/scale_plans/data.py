@@ -199,6 +199,11 @@ class PlanFields(Record):
         """Scales that are drawn: all but the skipped last ones."""
         return len(self.schedule) - (self.skip.last if self.skip is not None else 0)
 
+    @property
+    def shortens(self) -> bool:
+        """Whether a generation may end before the last scale, which a model's own loop does not do."""
+        return self.skip is not None
+
     def kind(self, scale: int, layer: int) -> Kind:
         """What runs at a scale (from 1) and layer (from 0): dense, decide or sparse attention, or attention of the
         kept tokens alone."""
