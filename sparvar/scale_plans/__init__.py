@@ -15,6 +15,7 @@ from sparvar.scale_plans.data import (
     model_fingerprint,
 )
 from sparvar.scale_plans.files import write_whole
+from sparvar.scale_plans.kv_cache import KVCompression
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
 from sparvar.scale_plans.reductions import FILLS, SCORES, Guidance, PrunedSpan, Pruning, Skip
@@ -34,6 +35,7 @@ __all__ = [
     "CS4AScale",
     "CSLAScale",
     "Guidance",
+    "KVCompression",
     "Kind",
     "ModelInfo",
     "Plan",
