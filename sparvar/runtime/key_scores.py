@@ -25,15 +25,19 @@ def observation_queries(grid: tuple[int, int], count: int, device: torch.device)
     return (rows[:, None] * grid[1] + columns).flatten()
 
 
+def weights_of(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Attention of queries [B, H, n, D] to keys [B, Hkv, T, D], float32 [B, Hkv, n * H / Hkv, T]."""
+    heads, shared = query.shape[1], key.shape[1]
+    grouped = query.unflatten(1, (shared, heads // shared)).flatten(2, 3)
+    return torch.softmax((grouped @ key.transpose(2, 3)).float() * scale, dim=-1)
+
+
 def attention_scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Mean attention of queries [B, H, n, D] to each key of [B, Hkv, T, D], float32 [B, Hkv, T].
 
     Query heads that share a key head are averaged. Only n rows of the attention matrix exist.
     """
-    heads, shared = query.shape[1], key.shape[1]
-    grouped = query.unflatten(1, (shared, heads // shared)).flatten(2, 3)
-    weights = torch.softmax((grouped @ key.transpose(2, 3)).float() * scale, dim=-1)
-    return weights.mean(2)
+    return weights_of(query, key, scale).mean(2)
 
 
 def pooled(scores: Tensor, size: int) -> Tensor:
@@ -104,4 +108,12 @@ def chosen_keys(plan: Plan, scale: int, kinds: Sequence[str], scores: Tensor, pl
     return top(scores.masked_fill(places < plan.sinks, float("inf")), count)
 
 
-__all__ = ["attention_scores", "chosen_keys", "even_order", "observation_queries", "rank_scores", "top"]
+__all__ = [
+    "attention_scores",
+    "chosen_keys",
+    "even_order",
+    "observation_queries",
+    "rank_scores",
+    "top",
+    "weights_of",
+]

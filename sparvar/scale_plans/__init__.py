@@ -15,6 +15,7 @@ from sparvar.scale_plans.data import (
     model_fingerprint,
 )
 from sparvar.scale_plans.files import write_whole
+from sparvar.scale_plans.kv_build import hack, held_share, local, peak_share, scalekv
 from sparvar.scale_plans.kv_cache import KVCompression
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
@@ -54,14 +55,19 @@ __all__ = [
     "diff",
     "find_plan",
     "find_published",
+    "hack",
+    "held_share",
     "infinity_schedules",
     "json_schema",
     "keep_count",
     "layer_score",
     "load_plan",
+    "local",
     "model_fingerprint",
     "parse_schedule",
+    "peak_share",
     "published_models",
+    "scalekv",
     "schedule_text",
     "shipped_plans",
     "start_scale",
