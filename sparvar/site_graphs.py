@@ -67,12 +67,13 @@ class SiteCompiler:
         session = site.session
         whole = session.tokens(site.scale)
         tokens = session.site_tokens(site.scale, site.layer)
+        keys, room = session.lengths(site.scale, site.layer)
         context = GraphContext(
             kind=self.kind,
             scale=site.scale,
             tokens=tokens,
-            keys=session.keys(site.scale) - whole + tokens,
-            capacity=session.keys(len(session.plan.schedule)),
+            keys=keys - whole + tokens,
+            capacity=room,
             heads=session.plan.model.heads,
             head_dim=session.plan.model.head_dim,
             whole=whole if tokens < whole else 0,
@@ -99,17 +100,20 @@ class SiteGraphs:
         self.forward, self.inner, self.strict, self.dump = forward, inner, strict, dump
         self.reports: list[Report] = []
         self.variants: set[object] = set()
-        self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
+        self._compiled: dict[tuple[str, int, tuple[int, int] | None], Callable[..., Any]] = {}
         dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, VARIANTS)
 
-    def compiled(self, kind: str, scale: int) -> Callable[..., Any]:
-        """The compiled forward of ``kind`` at ``scale``; nothing is compiled before it is called."""
-        found = self._compiled.get((kind, scale))
+    def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:
+        """The compiled forward of ``kind`` at ``scale``; nothing is compiled before it is called.
+
+        ``lengths`` are those of a compressed cache, see `Session.lengths`; None where caches are whole.
+        """
+        found = self._compiled.get((kind, scale, lengths))
         if found is None:
             made = torch.compile(
                 copy_of(self.forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=self.strict
             )
-            found = self._compiled.setdefault((kind, scale), made)
+            found = self._compiled.setdefault((kind, scale, lengths), made)
         return found
 
     def admit(self, variant: object) -> None:

@@ -78,7 +78,7 @@ class Recorder:
     def admit(self, variant: object) -> None:
         """Nothing here outlives one generation."""
 
-    def compiled(self, kind: str, scale: int) -> Callable[..., Any]:
+    def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:
         """The recording forward of a scale."""
         if scale not in self._compiled:
             made = torch.compile(

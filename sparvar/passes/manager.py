@@ -16,6 +16,7 @@ PASSES: tuple[Rule, ...] = (
     SiteRule("decide"),
     SiteRule("sparse"),
     SiteRule("pruned"),
+    SiteRule("score"),
     SiteRule("observe"),
     RowMlpRule(),
 )

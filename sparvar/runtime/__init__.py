@@ -2,6 +2,7 @@
 
 from sparvar.runtime.context import SiteContext, active, current, enter, leave
 from sparvar.runtime.pruned_ops import site_pruned, site_spread
+from sparvar.runtime.score_ops import site_score
 from sparvar.runtime.session import Columns, Session
 from sparvar.runtime.site_ops import local_columns, site_decide, site_observe, site_sparse
 
@@ -17,6 +18,7 @@ __all__ = [
     "site_decide",
     "site_observe",
     "site_pruned",
+    "site_score",
     "site_sparse",
     "site_spread",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, GraphBreakError, SessionError, SparvarError, SparvarWarning, message
 from sparvar.runtime.calls import tokens_of, variant
-from sparvar.runtime.context import SiteContext, enter, leave
+from sparvar.runtime.context import SiteContext, current, enter, leave
 from sparvar.runtime.schedules import (
     SCALE_ARGUMENT,
     SCHEDULE_ARGUMENTS,
@@ -68,8 +68,8 @@ class Around:
 class Graphs(Protocol):
     """Compiled forwards of one class of site for one schedule; made by the backend, which alone knows how."""
 
-    def compiled(self, kind: str, scale: int) -> Callable[..., Any]:
-        """The compiled forward of a kind at a scale."""
+    def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:
+        """The compiled forward of a kind at a scale; ``lengths`` of a compressed cache, see `Session.lengths`."""
         ...
 
     @property
@@ -293,11 +293,15 @@ class Attachment:
             return site.forward(site.module, *args, **kwargs)  # its attention is the site now
         if session.ran.get((scale, layer), "dense") != kind:
             self._differs(session, site, scale, layer, kind)
+        if session.caches is not None:
+            session.caches.after(site.module, layer, scale, args, kwargs)
         session.calls[layer] = scale
         if layer == len(self.sites) - 1 and session.finished:
             self.generations += 1
             self.last = session
             session.columns.clear()
+            if session.caches is not None:
+                session.caches.release()
             session.delta.clear()
             self._threads.current = None
         if reducer is not None:
@@ -371,7 +375,10 @@ class Attachment:
         if kwargs:
             kwargs = {name: arg.detach() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
         try:
-            return session.compiled(kind, scale)(site.module, *args, **kwargs)
+            if session.caches is None:
+                return session.compiled(kind, scale)(site.module, *args, **kwargs)
+            lengths = session.lengths(scale, current().layer)
+            return session.compiled(kind, scale, lengths)(site.module, *args, **kwargs)
         except SparvarError:
             raise
         except Exception as error:

@@ -277,7 +277,7 @@ class Reducer:
 
     def _halve_caches(self, module: nn.Module, rows: int, scale: int, layer: int) -> None:
         """Give the block's caches the rows that exist."""
-        for holder, key, cache in list(cache_places(module, rows, self.plan.offset(scale))):
+        for holder, key, cache in list(cache_places(module, rows, self.plan.held(scale - 1, layer))):
             holder[key] = half(cache)
 
     def release(self) -> None:

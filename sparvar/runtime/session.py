@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sparvar.errors import SessionError, message
+from sparvar.runtime.compress import Compressor, compressor_of
 from sparvar.runtime.reduce import Reducer, reducer_of
 from sparvar.scale_plans import Plan
 
@@ -61,7 +62,7 @@ class Session:
 
     Attributes:
         plan: what runs where.
-        compiled: gives the compiled forward of a site for a kind and scale.
+        compiled: gives the compiled forward of a site for a kind, a scale and, where caches are compressed, lengths.
         calls: scales finished, per layer.
         begin: what ``calls`` starts from: -1 where the model runs the prefix in a call of its own, as scale 0.
         columns: selected source columns per (layer, number of columns).
@@ -75,11 +76,12 @@ class Session:
         observer: sees the dense sites of its scales; they run as kind ``observe``.
         took: seconds of all sites together per scale, where the attachment is timed.
         reducer: what is left out beside columns, None where nothing is.
+        caches: what is left of the KV caches, None where they stay whole.
     """
 
     plan: Plan
     calls: list[int]
-    compiled: Callable[[str, int], Callable[..., Any]]
+    compiled: Callable[..., Callable[..., Any]]
     begin: int = 0
     columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
     delta: dict[int, Tensor] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Session:
         cls,
         plan: Plan,
         local: dict[int, Columns],
-        compiled: Callable[[str, int], Callable[..., Any]],
+        compiled: Callable[..., Callable[..., Any]],
         prefix_alone: bool = False,
         observer: Observer | None = None,
     ) -> Session:
@@ -114,6 +116,7 @@ class Session:
             self.kinds[scale] = ["observe" if kind == "dense" else kind for kind in self.kinds[scale]]
         self.sizes = [self.tokens(scale) for scale in (0, *scales)]
         self.reducer: Reducer | None = reducer_of(self.plan)
+        self.caches: Compressor | None = compressor_of(self.plan)
 
     @property
     def prefix_alone(self) -> bool:
@@ -149,6 +152,12 @@ class Session:
     def keys(self, scale: int) -> int:
         """Keys at ``scale``, prefix included."""
         return self.plan.keys(scale) if scale else self.plan.prefix
+
+    def lengths(self, scale: int, layer: int) -> tuple[int, int]:
+        """Keys that a layer attends to at a scale, and those that its cache needs room for from then on."""
+        if self.caches is None or scale == 0:
+            return self.keys(scale), self.keys(len(self.plan.schedule))
+        return self.caches.lengths(scale, layer)
 
     def follows(self, layer: int, tokens: int, index: object) -> bool:
         """Whether a call with ``tokens`` is plainly the next one; ``index`` is the 0-based scale it names, or None.

@@ -174,6 +174,12 @@ def look(
     return out, sums, entropy
 
 
+def note_keys(site: SiteContext, query: Tensor, key: Tensor, scale: float) -> None:
+    """Let the session's compressor, if there is one, choose the keys that stay."""
+    if site.session.caches is not None:
+        site.session.caches.note(site.layer, site.scale, query, key, scale)
+
+
 @torch.library.custom_op("sparvar::site_decide", mutates_args=())
 def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Dense attention of the decision scale, and the columns that later scales will keep.
@@ -186,6 +192,7 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     out, sums, entropy = look(plan, site.scale, query, key, value, scale)
     if plan.measures_entropy(site.scale, site.layer) and site.session.reducer is not None:
         site.session.reducer.entropy[site.layer] = entropy.float().mean((0, 1))
+    note_keys(site, query, key, scale)
     decides = plan.attention_kind(site.scale, site.layer) == "decide"
     started = time.perf_counter()
     if decides:
@@ -221,6 +228,9 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         columns = local_columns(plan, site.scale, query.device, site.session.local)
     else:
         columns = mapped_columns(site, query.shape[0])
+    if site.session.caches is not None:
+        columns = site.session.caches.translated(columns, site.scale, site.layer, query.shape[0])
+        note_keys(site, query, key, scale)
     site.session.seconds += time.perf_counter() - started
     if plan.layers[site.layer] != "csla":
         correction = upsampled_delta(site, query.shape[0])

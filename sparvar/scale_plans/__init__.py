@@ -15,6 +15,8 @@ from sparvar.scale_plans.data import (
     model_fingerprint,
 )
 from sparvar.scale_plans.files import write_whole
+from sparvar.scale_plans.kv_build import hack, held_share, local, peak_share, scalekv
+from sparvar.scale_plans.kv_cache import KVCompression
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
 from sparvar.scale_plans.reductions import FILLS, SCORES, Guidance, PrunedSpan, Pruning, Skip
@@ -35,6 +37,7 @@ __all__ = [
     "CS4AScale",
     "CSLAScale",
     "Guidance",
+    "KVCompression",
     "Kind",
     "ModelInfo",
     "Plan",
@@ -54,15 +57,20 @@ __all__ = [
     "diff",
     "find_plan",
     "find_published",
+    "hack",
+    "held_share",
     "infinity_schedules",
     "json_schema",
     "keep_count",
     "layer_score",
     "load_plan",
+    "local",
     "model_fingerprint",
     "parse_schedule",
+    "peak_share",
     "published_models",
     "scale_work",
+    "scalekv",
     "schedule_text",
     "shipped_plans",
     "start_scale",

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from sparvar.errors import PlanError, message
+from sparvar.scale_plans.kv_cache import WHOLE, KVCompression
 from sparvar.scale_plans.records import FrozenDict, Record, by_name, by_scale
 from sparvar.scale_plans.reductions import Guidance, PrunedSpan, Pruning, Skip
 
@@ -24,8 +25,8 @@ INDEX_MAPS = ("identity", "relative", "footprint")
 CALIBRATED_THRESHOLDS = ("start", "representative", "scores", "min_keep")
 """Fields of `Thresholds` that are given together, with all the others, or not at all."""
 
-Kind = Literal["dense", "decide", "sparse", "pruned"]
-OPTIONAL_FIELDS = ("pruning", "guidance", "skip")
+Kind = Literal["dense", "decide", "sparse", "pruned", "score"]
+OPTIONAL_FIELDS = ("pruning", "guidance", "skip", "kv")
 """Fields that are not written where they are not set, so that plans without them keep their bytes and digests."""
 
 
@@ -129,6 +130,7 @@ class PlanFields(Record):
     pruning: Pruning | None = None
     guidance: Guidance | None = None
     skip: Skip | None = None
+    kv: KVCompression | None = None
     thresholds: Thresholds = Thresholds()
     measured: Annotated[Mapping[str, float], AfterValidator(by_name)] = Field(default_factory=FrozenDict)
     provenance: Provenance = Provenance()
@@ -213,7 +215,40 @@ class PlanFields(Record):
         if self.lacks_keys(scale, layer):
             return "pruned"
         kind = self.attention_kind(scale, layer)
-        return "decide" if kind == "dense" and self.measures_entropy(scale, layer) else kind
+        if kind == "dense" and self.measures_entropy(scale, layer):
+            return "decide"
+        return "score" if kind == "dense" and self.scores_keys(scale, layer) else kind
+
+    def scores_keys(self, scale: int, layer: int) -> bool:
+        """Whether a layer's queries say at a scale which keys stay in its cache."""
+        if self.kv is None or self.kv.method == "local" or scale >= self.drawn:
+            return False
+        return self.drops_keys(scale, layer)
+
+    def drops_keys(self, scale: int, layer: int) -> bool:
+        """Whether a layer's cache is smaller once a scale has run than while it runs."""
+        return self.kv is not None and self.held(scale, layer) < self.present(scale, layer)
+
+    def held(self, scale: int, layer: int) -> int:
+        """Keys per head in a layer's cache once a scale (from 0, the prefix alone) has run."""
+        if self.kv is None or scale == 0:
+            return self.keys(scale) if scale else self.prefix
+        if scale >= self.drawn and self.kv.kinds[layer] != (WHOLE,):
+            return 0
+        count = self.kv.count(scale, layer)
+        present = self.present(scale, layer)
+        return present if count is None else min(count, present)
+
+    def present(self, scale: int, layer: int) -> int:
+        """Keys per head that a layer's queries of a scale attend to: those held before, and the scale's own."""
+        return self.held(scale - 1, layer) + self.tokens(scale)
+
+    def room(self, scale: int, layer: int) -> int:
+        """Keys per head that a layer's cache must hold from a scale on, until it is made smaller or the image ends."""
+        for each in range(scale, self.drawn):
+            if self.drops_keys(each, layer):
+                return self.present(each, layer)
+        return self.present(self.drawn if self.kv is not None else self.scales, layer)
 
     def lacks_keys(self, scale: int, layer: int) -> bool:
         """Whether tokens of this scale or of one before it never entered the layer's cache."""
@@ -271,7 +306,7 @@ class PlanFields(Record):
     @property
     def all_dense(self) -> bool:
         """Whether the plan leaves nothing out: dense attention of every token and row of every scale."""
-        return self.planned_sites() == 0 and self.guidance is None and self.skip is None
+        return self.planned_sites() == 0 and self.guidance is None and self.skip is None and self.kv is None
 
     def planned_sites(self) -> int:
         """Number of (scale, layer) pairs that are not dense."""
