@@ -42,6 +42,7 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: programs for this machine's GPU.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=0, help="Compiling processes; 0: what cores and memory allow.")] = 0,
 ) -> None:
     """Turn a model and a plan into an artefact that runs without the model's source and compiles nothing.
@@ -62,7 +63,7 @@ def export(
     console = notes()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     started = time.monotonic()
-    subject = load_exportable(model, checkpoint, batch)
+    subject = load_exportable(model, checkpoint, batch, device)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
         plain = not console.is_terminal
