@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import threading
@@ -201,17 +202,8 @@ class Artefact:
 
 
 def _engine(name: str, device: str) -> Any:
-    if name == "aoti":
-        from sparvar.artefact.engines.aoti import AotiEngine
-
-        return AotiEngine(device)
-    if name == "onnx":
-        from sparvar.artefact.engines.onnx import OnnxEngine
-
-        return OnnxEngine(device)
-    from sparvar.artefact.engines.tensorrt import TensorRtEngine
-
-    return TensorRtEngine(device)
+    classes = {"aoti": "AotiEngine", "onnx": "OnnxEngine", "tensorrt": "TensorRtEngine"}
+    return getattr(importlib.import_module(f"sparvar.artefact.engines.{name}"), classes[name])(device)
 
 
 def choose_format(manifest: Manifest, name: str | None) -> str:

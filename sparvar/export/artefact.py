@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import errno
 import hashlib
+import importlib
 import math
 import os
 import shutil
@@ -203,13 +204,7 @@ def _bytes(spec: TensorSpec) -> int:
 
 
 def _maker(name: str) -> Any:
-    if name == "aoti":
-        from sparvar.export.formats import aoti_format as maker
-    elif name == "onnx":
-        from sparvar.export.formats import onnx_format as maker  # type: ignore[no-redef]
-    else:
-        from sparvar.export.formats import tensorrt_format as maker  # type: ignore[no-redef]
-    return maker
+    return importlib.import_module(f"sparvar.export.formats.{name}_format")
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

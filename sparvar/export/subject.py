@@ -27,7 +27,8 @@ def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1, 
         device: ``cpu`` or ``cuda``, where the model is moved to.
 
     Raises:
-        OptionError: there is no such device, module or factory, it returned something else, or the checkpoint does not fit.
+        OptionError: there is no such device, module or factory, it returned something else, or the checkpoint does not
+            fit.
         CaptureError: the model is of no known family.
     """
     place, _, attribute = text.partition(":")
