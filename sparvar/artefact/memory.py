@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sparvar import env
 from sparvar.artefact.inputs import Request
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _peaks(run: Callable[[], Any]) -> tuple[int, dict[str, int]]:
     """
     from torch.profiler import ProfilerActivity, profile
 
+    env.quiet_profiler()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
     events = found.profiler.kineto_results.events()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ from sparvar.artefact.trust import remember
 from sparvar.backend import resolve_plan
 from sparvar.errors import OptionError, OutputError, message
 from sparvar.export.families import Family, family_of
+from sparvar.export.formats.aoti import disk_error
 from sparvar.export.formats.specs import tensor_spec
 from sparvar.export.golden import golden_inputs, run_traced
 from sparvar.export.programs import Generation, record_blocks
@@ -209,7 +211,11 @@ def _maker(name: str) -> Any:
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as safetensors, each with memory of its own."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}, path)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:
+        raise disk_error(str(error)) from error
 
 
 def _manifest(

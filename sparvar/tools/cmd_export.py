@@ -22,6 +22,18 @@ class Format(str, Enum):
     tensorrt = "tensorrt"
 
 
+SURE = 0.2
+"""Share of the work after which what is left can be told from what it took: the first compiled programs are known."""
+
+
+def time_left(seconds: float, share: float) -> str:
+    """What to say of the time that is left after ``seconds`` for ``share`` of the work; nothing while it is unknown."""
+    if not SURE <= share < 1:
+        return ""
+    left = seconds * (1 - share) / share
+    return f", about {left / 60:.0f} min left" if left >= 90 else f", about {max(1, round(left))} s left"
+
+
 LICENCES = {"zoo:landscape": "Apache-2.0 (trained on public-domain photographs)"}
 
 
@@ -69,9 +81,10 @@ def export(
         plain = not console.is_terminal
 
         def say(text: str, share: float) -> None:
-            bar.update(task, description=text, completed=share)
+            shown = text + time_left(time.monotonic() - started, share)
+            bar.update(task, description=shown, completed=share)
             if plain:
-                console.print(f"{share:4.0%} {text}", markup=False)
+                console.print(f"{share:4.0%} {shown}", markup=False)
 
         place = export_artefact(
             subject,

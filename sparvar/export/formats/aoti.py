@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -25,6 +26,9 @@ from sparvar.export.formats.aoti_worker import SETTINGS
 from sparvar.export.trace import Program
 from sparvar.version import __version__
 
+FULL = os.strerror(errno.ENOSPC)
+_saving = threading.Lock()
+"""Saving registers a reducer for a moment: two threads at once fail."""
 Progress = Callable[[int, int, str], None]
 """(programs done, programs, name of the one that was finished)."""
 
@@ -109,6 +113,12 @@ def compile_all(
     return targets
 
 
+def disk_error(text: str) -> OSError:
+    """What a library or a compiler says of the disk, as the error that the system gave it."""
+    code = errno.ENOSPC if FULL in text else errno.EIO
+    return OSError(code, FULL if code == errno.ENOSPC else text)
+
+
 def default_jobs() -> int:
     """Processes that the machine has cores and memory for."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
@@ -140,7 +150,8 @@ class _Worker:
             source = Path(folder) / "program.pt2"
             given, exported._example_inputs = exported._example_inputs, None  # the weights need not travel
             try:
-                torch.export.save(exported, source)
+                with _saving:
+                    torch.export.save(exported, source)
             finally:
                 exported._example_inputs = given
             try:
@@ -153,6 +164,8 @@ class _Worker:
             self._log.seek(0)
             tail = "".join(self._log.readlines()[-8:]).strip()
             reason = answer["error"] or f"the compiling process ended ({process.poll()})"
+            if FULL in reason + tail:
+                raise disk_error(FULL)
             remedy = f"the process said: {tail}" if tail else "see the message"
             raise ArtefactError(message(f"program {name}", "compile with AOTInductor", reason, remedy))
 
