@@ -30,4 +30,5 @@ def least() -> LandscapeVAR:
 
 def least_plan() -> Plan:
     """For `least`: decision at the first scale."""
-    return tiny_plan(least(), layers=["cs4a", "csla"], sink_scales=1)
+    windows = {2: {"windows": {2: 3}}, 3: {"windows": {2: 3, 3: 3}}}
+    return tiny_plan(least(), layers=["cs4a", "csla"], sink_scales=1, csla=windows)

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -138,7 +139,7 @@ def test_run_as_a_command(exported: Exported, packed: Path, tmp_path: Path, load
     names = [f"image-{number}.png" for number in (1, 2, 3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == names and names[0] in done.stdout
     wanted = loaded.generate(["mountain", 3, "sea"], seed=7)
-    pixels = torch.from_numpy(__import__("numpy").array(Image.open(tmp_path / names[2])))
+    pixels = torch.from_numpy(np.array(Image.open(tmp_path / names[2])))
     assert ((wanted[2] * 255).permute(1, 2, 0) - pixels).abs().max() <= 1
     done = command("run", str(packed), "--label", "sea", "--out", str(tmp_path / "one.png"))
     assert done.returncode == 0 and (tmp_path / "one.png").is_file(), done.stderr
@@ -147,8 +148,8 @@ def test_run_as_a_command(exported: Exported, packed: Path, tmp_path: Path, load
 def test_it_runs_where_neither_the_model_nor_the_compiler_is(exported: Exported, tmp_path: Path) -> None:
     code = """
 import sys
-BLOCKED = ("sparvar.passes", "sparvar.zoo", "sparvar.export", "sparvar.backend", "sparvar.runtime", "sparvar.scale_plans",
-           "tests", "pydantic", "safetensors", "networkx", "PIL", "rich", "typer", "onnxruntime")
+BLOCKED = ("sparvar.passes", "sparvar.zoo", "sparvar.export", "sparvar.backend", "sparvar.runtime",
+           "sparvar.scale_plans", "tests", "pydantic", "safetensors", "networkx", "PIL", "rich", "typer", "onnxruntime")
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if any(name == each or name.startswith(each + ".") for each in BLOCKED):
