@@ -42,7 +42,8 @@ def close(image: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_a_killed_export_leaves_no_half_and_is_gone_on_with(exported: Exported) -> None:
     assert exported.left_by_kill == [".small.partial"]
     assert exported.compiled_before_kill >= 2
-    assert exported.first_compiled == exported.compiled_before_kill + 1
+    # Compiling processes outlive their parent until the program in work is whole.
+    assert exported.first_compiled > exported.compiled_before_kill
     assert not (exported.folder.parent / ".small.partial").exists()
 
 
