@@ -6,7 +6,8 @@ from sparvar.lazy import exports
 from sparvar.version import __version__
 
 if TYPE_CHECKING:
-    from sparvar.artefact import Artefact, load, verify
+    from sparvar.artefact.load import Artefact, load
+    from sparvar.artefact.verify import verify
     from sparvar.backend import attachment_of, compile, detach, reset
     from sparvar.calibrate import calibrate
     from sparvar.errors import (

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import errno
 import hashlib
+import importlib
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,13 +36,14 @@ from sparvar.artefact.manifest import (
     PlanFacts,
     TensorSpec,
 )
+from sparvar.artefact.memory import workspace
 from sparvar.artefact.trust import remember
 from sparvar.backend import resolve_plan
 from sparvar.errors import OptionError, OutputError, message
 from sparvar.export.families import Family, family_of
+from sparvar.export.formats.aoti import disk_error
 from sparvar.export.formats.specs import tensor_spec
 from sparvar.export.golden import golden_inputs, run_traced
-from sparvar.export.memory import marked, peaks
 from sparvar.export.programs import Generation, record_blocks
 from sparvar.export.readme import readme
 from sparvar.passes import fingerprint
@@ -143,7 +146,8 @@ def _check_target(target: Path, single: bool) -> None:
 
 
 def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, say: Say) -> None:
-    inputs = golden_inputs(family, asked.inputs)
+    recording = golden_inputs(family, asked.inputs)
+    inputs = {each: tensor.to(family.device) for each, tensor in recording.items()}
     say("recording the blocks in one dense generation", 0.0)
     recorded = record_blocks(family, plan, inputs)
     write_whole(folder / "plan.json", plan.dumps().encode())
@@ -172,10 +176,10 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
     say("writing tensors", 0.97)
     _save(folder / "weights.safetensors", weights)
     _save(folder / "constants.safetensors", constants)
-    _save(folder / "golden.safetensors", {**{f"inputs/{k}": v for k, v in inputs.items()}, "image": image})
+    _save(folder / "golden.safetensors", {**{f"inputs/{k}": v for k, v in recording.items()}, "image": image})
     manifest = _manifest(folder, family, plan, asked, formats, image, buffers)
     say("measuring memory", 0.98)
-    manifest = _measured(folder, manifest, inputs)
+    manifest = _measured(folder, manifest, recording)
     (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
     manifest = dataclasses.replace(manifest, files={**manifest.files, "README.md": _file(folder / "README.md")})
     (folder / "manifest.json").write_text(manifest.check().dumps(), encoding="utf-8")
@@ -186,13 +190,9 @@ def _measured(folder: Path, manifest: Manifest, inputs: Mapping[str, Tensor]) ->
     sizes = {name: (folder / f"{name}.safetensors").stat().st_size for name in ("weights", "constants")}
     memory = {**sizes, "buffers": sum(_bytes(each.spec) for each in manifest.buffers)}
     formats = dict(manifest.formats)
-    if "aoti" in formats and formats["aoti"].device == "cpu":
-        artefact = Artefact(folder, manifest, "aoti", None, 1)
-        request = Request(dict(inputs), GOLDEN_SEED, manifest.images)
-        artefact.programs = marked(artefact.programs)
-        with artefact.session() as session:
-            session.run(request)  # what is made once, lists and the kernels' tables, is no part of a generation
-            memory["workspace"], each = peaks(lambda: session.run(request))
+    if "aoti" in formats:
+        artefact = Artefact(folder, manifest, "aoti")
+        memory["workspace"], each = workspace(artefact, Request(dict(inputs), GOLDEN_SEED, manifest.images))
         programs = {
             name: dataclasses.replace(program, workspace=each.get(name, 0))
             for name, program in formats["aoti"].programs.items()
@@ -206,18 +206,16 @@ def _bytes(spec: TensorSpec) -> int:
 
 
 def _maker(name: str) -> Any:
-    if name == "aoti":
-        from sparvar.export.formats import aoti_format as maker
-    elif name == "onnx":
-        from sparvar.export.formats import onnx_format as maker  # type: ignore[no-redef]
-    else:
-        from sparvar.export.formats import tensorrt_format as maker  # type: ignore[no-redef]
-    return maker
+    return importlib.import_module(f"sparvar.export.formats.{name}_format")
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as safetensors, each with memory of its own."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}, path)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:
+        raise disk_error(str(error)) from error
 
 
 def _manifest(
@@ -253,7 +251,9 @@ def _manifest(
         files={
             path.relative_to(folder).as_posix(): _file(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
-        golden=Golden("golden.safetensors", {"seed": GOLDEN_SEED, "psnr_db": LEAST_PSNR}),
+        golden=Golden(
+            "golden.safetensors", {"seed": GOLDEN_SEED, "psnr_db": LEAST_PSNR, "threads": torch.get_num_threads()}
+        ),
         memory={},
     )
 

@@ -130,7 +130,9 @@ class Builder:
         exported, takes, gives, weights, out = trace(self.family, function, given)  # type: ignore[arg-type]
         self._store({self._weight(name): tensor for name, tensor in weights.items()})
         takes = [f"weights/{self._weight(each[8:])}" if each.startswith("weights/") else each for each in takes]
-        program = Program(name, scale, kind, exported, takes, gives, flops=flops_of(exported, self._examples(exported)))
+        program = Program(
+            name, scale, kind, exported, takes, gives, flops=self._flops(exported, self._examples(exported))
+        )
         program.dense_flops = program.flops
         self.made.programs[name] = program
         self.made.steps.append(Step(name, tuple(takes), tuple(gives)))
@@ -140,6 +142,9 @@ class Builder:
     def _examples(exported: ExportedProgram) -> list[Tensor]:
         assert exported.example_inputs is not None
         return list(exported.example_inputs[0])
+
+    def _flops(self, module: nn.Module | ExportedProgram, examples: list[Tensor]) -> int:
+        return flops_of(module, examples, self.family.device)
 
     def _store(self, weights: dict[str, Tensor]) -> None:
         self.made.weights.update(weights)
@@ -161,7 +166,10 @@ class Builder:
 
     def leave(self, scale: int, state: dict[str, Tensor]) -> None:
         shapes = [noise for noise in self.family.noise if noise.scale == scale]
-        noises = {each.name: torch.full(each.shape, 0.5, dtype=getattr(torch, each.dtype)) for each in shapes}
+        device = self.family.device
+        noises = {
+            each.name: torch.full(each.shape, 0.5, dtype=getattr(torch, each.dtype), device=device) for each in shapes
+        }
 
         def leave(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             noise = {name: tensor for name, tensor in tensors.items() if name in noises}
@@ -179,7 +187,7 @@ class Builder:
         kinds = [kind_of(self.plan, scale, layer) for layer in range(len(self.plan.layers))]
         inputs = self.inputs_of(graph, scale)
         dense = block_program(graph, "dense", self.plan, inputs)
-        dense_flops = flops_of(dense.module, dense.examples)
+        dense_flops = self._flops(dense.module, dense.examples)
         for kind, run in groupby(range(len(kinds)), key=kinds.__getitem__):
             name = f"scale{scale:02d}-{kind}"
             if name not in self.made.programs:
@@ -282,11 +290,11 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def flops_of(module: nn.Module | ExportedProgram, examples: list[Tensor]) -> int:
+def flops_of(module: nn.Module | ExportedProgram, examples: list[Tensor], device: torch.device | str = "cpu") -> int:
     """Multiplications and additions of the matrix products, convolutions and attention of a graph."""
     graph = module.module() if isinstance(module, ExportedProgram) else module
     ours = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
     counter = FlopCounterMode(display=False, custom_mapping=ours)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-        graph(*(torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in examples))
+        graph(*(torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device) for each in examples))
     return counter.get_total_flops()

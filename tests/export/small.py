@@ -1,4 +1,4 @@
-"""A small model of four scales, and plans for it; ``tests.export.small:build`` is a factory for commands."""
+"""Small models and plans for them; ``tests.export.small:build`` and ``:least`` are factories for commands."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ def build() -> LandscapeVAR:
 def plan_for(model: LandscapeVAR, **changes: Any) -> Plan:
     """Decision at the second scale, a dense, a cs4a and a csla layer at the last two."""
     return tiny_plan(model, **changes)
+
+
+LEAST = (1, 2, 4)
+
+
+def least() -> LandscapeVAR:
+    """The least model with every sparse kind of block: three scales, a cs4a and a csla layer."""
+    return tiny_model(LEAST, depth=2)
+
+
+def least_plan() -> Plan:
+    """For `least`: decision at the first scale."""
+    windows = {2: {"windows": {2: 3}}, 3: {"windows": {2: 3, 3: 3}}}
+    return tiny_plan(least(), layers=["cs4a", "csla"], sink_scales=1, csla=windows)
