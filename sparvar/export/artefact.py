@@ -143,6 +143,8 @@ def _check_target(target: Path, single: bool) -> None:
 
 
 def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, say: Say) -> None:
+    for name in asked.formats:
+        _maker(name).require()
     inputs = golden_inputs(family, asked.inputs)
     say("recording the blocks in one dense generation", 0.0)
     recorded = record_blocks(family, plan, inputs)
@@ -151,6 +153,7 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
     constants: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     formats: dict[str, FormatSpec] = {}
+    traced: dict[str, tuple[Generation, Callable[[str, float], None]]] = {}
     image: Tensor | None = None
     share = 1 / len(asked.formats)
     for number, name in enumerate(asked.formats):
@@ -159,19 +162,21 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
         def told(text: str, part: float, base: float = base) -> None:
             say(text, 0.03 + 0.94 * (base + share * part))
 
-        maker = _maker(name)
-        made: Generation = maker.trace(family, plan, recorded, inputs, told)
+        made: Generation = _maker(name).trace(family, plan, recorded, inputs, told)
+        traced[name] = made, told
         weights.update(made.weights)
         constants.update(made.constants)
         buffers.update(made.buffers)
         if image is None:
             told("drawing the golden image", 0.1)
             image = run_traced(made, inputs, GOLDEN_SEED)
-        formats[name] = maker.write(made, folder, work / name, asked.jobs, told)
     assert image is not None
-    say("writing tensors", 0.97)
+    # Before the programs: those of some formats point into these files.
     _save(folder / "weights.safetensors", weights)
     _save(folder / "constants.safetensors", constants)
+    for name, (made, told) in traced.items():
+        formats[name] = _maker(name).write(made, folder, work / name, asked.jobs, told)
+    say("writing tensors", 0.97)
     _save(folder / "golden.safetensors", {**{f"inputs/{k}": v for k, v in inputs.items()}, "image": image})
     manifest = _manifest(folder, family, plan, asked, formats, image, buffers)
     say("measuring memory", 0.98)

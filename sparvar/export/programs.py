@@ -128,8 +128,8 @@ class Builder:
 
     def _add(self, name: str, scale: int, kind: str, function: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
         exported, takes, gives, weights, out = trace(self.family, function, given)  # type: ignore[arg-type]
-        self._store({self._weight(name): tensor for name, tensor in weights.items()})
-        takes = [f"weights/{self._weight(each[8:])}" if each.startswith("weights/") else each for each in takes]
+        self._store({self.weight_name(name): tensor for name, tensor in weights.items()})
+        takes = [f"weights/{self.weight_name(each[8:])}" if each.startswith("weights/") else each for each in takes]
         program = Program(name, scale, kind, exported, takes, gives, flops=flops_of(exported, self._examples(exported)))
         program.dense_flops = program.flops
         self.made.programs[name] = program
@@ -144,7 +144,7 @@ class Builder:
     def _store(self, weights: dict[str, Tensor]) -> None:
         self.made.weights.update(weights)
 
-    def _weight(self, name: str) -> str:
+    def weight_name(self, name: str) -> str:
         """The name in the artefact: a block's weights are called by the layer, whatever the model calls its blocks."""
         for layer, prefix in enumerate(self.prefixes):
             if name.startswith(prefix):
@@ -257,7 +257,7 @@ class Builder:
         return f"constants/{plain}.{scale}.{{layer}}"
 
     def _weight_input(self, graph: BlockGraph, number: int, tensors: dict[int, Tensor]) -> str:
-        named = {layer: self._weight(graph.weights[layer][number]) for layer in graph.layers}
+        named = {layer: self.weight_name(graph.weights[layer][number]) for layer in graph.layers}
         self._store({named[layer]: tensor for layer, tensor in tensors.items()})
         if len(set(named.values())) == 1:
             return f"weights/{named[graph.layers[0]]}"

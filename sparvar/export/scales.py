@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from sparvar.export.families import Family
 from sparvar.export.programs import Builder, Generation, Recorded, Say, Step, flops_of
@@ -33,14 +35,20 @@ class _Whole(nn.Module):
 
     def weight(self, path: str) -> Tensor:
         """A parameter or buffer by its path below ``roots``: looked up at each use, because tracing replaces it."""
-        found: Any = self.roots
-        for part in path.split("."):
-            found = found[part] if isinstance(found, nn.ModuleDict) else getattr(found, part)
-        assert isinstance(found, Tensor)
-        return found
+        return weight_of(self.roots, path)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.function(dict(zip(self.names, tensors, strict=True)), self.weight).values())
+
+
+def weight_of(roots: Mapping[str, nn.Module] | nn.ModuleDict, path: str) -> Tensor:
+    """A parameter or buffer by its path; the root's name leads."""
+    root, *parts = path.split(".")
+    found: Any = roots[root]
+    for part in parts:
+        found = getattr(found, part)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def build_scales(
@@ -54,8 +62,8 @@ def build_scales(
     """Trace ``begin``, one program per scale and ``decode``.
 
     Keys and values are the values ``k.LAYER`` and ``v.LAYER``, which grow from scale to scale; the last scale puts none
-    out. Constants of the blocks, such as rotations, are baked into the programs. `Generation.weights` holds the
-    parameters by their path below the family's roots.
+    out. Constants of the blocks, such as rotations, are baked into the programs. `Generation.weights` and
+    `Generation.constants` hold them under the names that `sparvar.export.programs.build` gives them.
 
     Args:
         family: the model's.
@@ -97,8 +105,8 @@ class _Scales:
         self.family, self.plan = made.family, made.plan
         self.known = weight_names(made.family)
         # Names of the blocks' inputs, and their tensors, come from the maker of block programs.
-        self.names = Builder(Generation(made.family, made.plan), recorded, self.known, site)
-        self.names.made.constants.update(local_constants(made.plan))
+        self.names = Builder(made, recorded, self.known, site)
+        made.constants.update(local_constants(made.plan))
         single = f"{next(iter(made.family.roots))}." if len(made.family.roots) == 1 else ""
         self.paths = {tensor: f"{single}{name}" for tensor, name in self.known.items()}
 
@@ -108,9 +116,19 @@ class _Scales:
         out = function(seen, _Whole(self.family.roots, [], function).weight)
         names = [each for each in given if each in seen.read]
         exported = export_graph(_Whole(self.family.roots, names, function), [given[each] for each in names])
+        self._store(exported)
         self.made.programs[name] = Program(name, scale, kind, exported, names, list(out))
         self.made.steps.append(Step(name, tuple(names), tuple(out)))
         return out
+
+    def _store(self, exported: ExportedProgram) -> None:
+        """Note the weights that a program reads, by their names in the artefact."""
+        read = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
+        for spec in exported.graph_signature.input_specs:
+            if spec.arg.name in read and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                assert spec.target is not None
+                tensor = weight_of(self.family.roots, spec.target.removeprefix("roots."))
+                self.made.weights[self.names.weight_name(self.known[id(tensor)])] = tensor
 
     def begin(self, inputs: Values) -> Values:
         """The state before the first scale."""
