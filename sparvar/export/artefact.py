@@ -174,8 +174,8 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
     # Before the programs: those of some formats point into these files.
     _save(folder / "weights.safetensors", weights)
     _save(folder / "constants.safetensors", constants)
-    for name, (made, told) in traced.items():
-        formats[name] = _maker(name).write(made, folder, work / name, asked.jobs, told)
+    for name, (generation, tell) in traced.items():
+        formats[name] = _maker(name).write(generation, folder, work / name, asked.jobs, tell)
     say("writing tensors", 0.97)
     _save(folder / "golden.safetensors", {**{f"inputs/{k}": v for k, v in inputs.items()}, "image": image})
     manifest = _manifest(folder, family, plan, asked, formats, image, buffers)

@@ -51,10 +51,11 @@ def tile_order(grid: tuple[int, int], tile: tuple[int, int]) -> tuple[Tensor, Te
 def sampled_queries(grid: tuple[int, int], tile: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
     """Queries whose attention column sums are taken from, int64 [S], and their weights in every tile, [G, S].
 
-    See `sparvar.kernels.column_sums`: every ``stride``-th row and column of a tile, weighted so that a tile's sums add up
-    to its number of queries.
+    See `sparvar.kernels.column_sums`: every ``stride``-th row and column of a tile, weighted so that a tile's sums add
+    up to its number of queries.
     """
-    rows, sampled = [], []
+    rows: list[tuple[int, int, float]] = []
+    sampled: list[int] = []
     for y0, y1, x0, x1 in tile_rectangles(*grid, *tile):
         some = [y * grid[1] + x for y in range(y0, y1, stride) for x in range(x0, x1, stride)]
         rows.append((len(sampled), len(some), (y1 - y0) * (x1 - x0) / len(some)))

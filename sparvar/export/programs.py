@@ -126,7 +126,8 @@ class Builder:
         self.family, self.plan = made.family, made.plan
         self.prefixes = [f"{site.wrapped}." for site in recorded.sites]
 
-    def _add(self, name: str, scale: int, kind: str, function: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def add(self, name: str, scale: int, kind: str, function: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Trace a function of named values into a program, and a step that calls it; returns what it gives."""
         exported, takes, gives, weights, out = trace(self.family, function, given)  # type: ignore[arg-type]
         self._store({self.weight_name(name): tensor for name, tensor in weights.items()})
         takes = [f"weights/{self.weight_name(each[8:])}" if each.startswith("weights/") else each for each in takes]
@@ -157,7 +158,7 @@ class Builder:
         def begin(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return self.family.begin({name.removeprefix("inputs/"): tensor for name, tensor in tensors.items()})
 
-        return self._add("begin", 0, "begin", begin, given)
+        return self.add("begin", 0, "begin", begin, given)
 
     def leave(self, scale: int, state: dict[str, Tensor]) -> None:
         shapes = [noise for noise in self.family.noise if noise.scale == scale]
@@ -168,11 +169,11 @@ class Builder:
             rest = {name: tensor for name, tensor in tensors.items() if name not in noises}
             return self.family.leave(scale, rest, noise)
 
-        state.update(self._add(f"scale{scale:02d}-leave", scale, "leave", leave, {**state, **noises}))
+        state.update(self.add(f"scale{scale:02d}-leave", scale, "leave", leave, {**state, **noises}))
 
     def decode(self, state: dict[str, Tensor]) -> None:
         state = {name: tensor for name, tensor in state.items() if name != "x"}
-        self._add("decode", 0, "decode", lambda tensors: {"image": self.family.decode(tensors)}, state)
+        self.add("decode", 0, "decode", lambda tensors: {"image": self.family.decode(tensors)}, state)
 
     def blocks(self, scale: int, state: dict[str, Tensor]) -> None:
         graph = self.recorded.of(scale)
@@ -209,7 +210,7 @@ class Builder:
             assert changed is not None
             return {"x": changed}
 
-        self._add(f"scale{scale:02d}-after{layer:02d}", scale, "between", between, state)
+        self.add(f"scale{scale:02d}-after{layer:02d}", scale, "between", between, state)
 
     def _add_block(self, name: str, block: BlockProgram, dense_flops: int) -> None:
         device = self.family.device

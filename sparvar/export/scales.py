@@ -1,7 +1,7 @@
 """Whole scales as one program each, without custom ops or mutation: what ONNX and TensorRT take.
 
-Weights are the programs' own parameters here, so that a program is complete for whoever opens it alone; the formats
-store them once.
+Weights are the programs' own parameters, so that a program is complete for whoever opens it alone, or inputs; the
+formats store them once.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def build_scales(
     inputs: Values,
     site: SiteMaker,
     say: Say = lambda _: None,
+    lifted: bool = False,
 ) -> Generation:
     """Trace ``begin``, one program per scale and ``decode``.
 
@@ -71,9 +72,10 @@ def build_scales(
         recorded: from `record_blocks` of the same plan's schedule.
         inputs: one tensor per input of the family.
         site: makes what stands for attention, from ops that the format has.
+        lifted: weights are inputs ``weights/NAME`` of the programs instead of their parameters.
     """
     made = Generation(family, plan, image=recorded.image)
-    maker = _Scales(made, recorded, site)
+    maker = _Scales(made, recorded, site, lifted)
     with torch.no_grad(), family.functional():
         state = maker.begin(inputs)
         for scale in family.scales:
@@ -100,8 +102,8 @@ class _Reads(dict[str, Tensor]):
 
 
 class _Scales:
-    def __init__(self, made: Generation, recorded: Recorded, site: SiteMaker) -> None:
-        self.made, self.recorded, self.site = made, recorded, site
+    def __init__(self, made: Generation, recorded: Recorded, site: SiteMaker, lifted: bool) -> None:
+        self.made, self.recorded, self.site, self.lifted = made, recorded, site, lifted
         self.family, self.plan = made.family, made.plan
         self.known = weight_names(made.family)
         # Names of the blocks' inputs, and their tensors, come from the maker of block programs.
@@ -112,14 +114,20 @@ class _Scales:
 
     def _add(self, name: str, scale: int, kind: str, function: Callable[..., Values], given: Values) -> Values:
         """Trace a function of the values and weights that it reads; returns what it gives."""
+        if self.lifted:
+            return self.names.add(name, scale, kind, lambda values: function(values, self._found), given)
         seen = _Reads(given)
-        out = function(seen, _Whole(self.family.roots, [], function).weight)
+        out = function(seen, self._found)
         names = [each for each in given if each in seen.read]
         exported = export_graph(_Whole(self.family.roots, names, function), [given[each] for each in names])
         self._store(exported)
         self.made.programs[name] = Program(name, scale, kind, exported, names, list(out))
         self.made.steps.append(Step(name, tuple(names), tuple(out)))
         return out
+
+    def _found(self, path: str) -> Tensor:
+        """A weight of the model, or what tracing put in its place."""
+        return weight_of(self.family.roots, path)
 
     def _store(self, exported: ExportedProgram) -> None:
         """Note the weights that a program reads, by their names in the artefact."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import importlib
 import logging
 import math
 import warnings
@@ -49,17 +49,19 @@ def convert(program: Program) -> Any:
                 message(f"program {program.name}", "be made of ops that ONNX has", reason, "export it as aoti")
             ) from error
     assert found is not None
-    model = found.model
+    model: Any = found.model
     _check(program, model)
-    for node in itertools.chain([model, model.graph], model.graph):
-        node.metadata_props.clear()  # stack traces, with paths of this machine
-    for node in model.graph:
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
+    _bare(model)
     return model
+
+
+def _bare(model: Any) -> None:
+    """Take out notes on where values came from: stack traces, with paths of this machine."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for each in (model, graph, *graph, *values):
+        each.metadata_props.clear()
+        each.doc_string = None
 
 
 def _check(program: Program, model: Any) -> None:
@@ -99,10 +101,14 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
+def _opset() -> Any:
+    """ONNX's ops as functions; its own annotations want more than values that are traced can say."""
+    return importlib.import_module("onnxscript").opset23
+
+
 def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """``Gemm``, which takes weights as they are stored; ``MatMul`` would want them transposed, as copies."""
-    from onnxscript import opset23 as op
-
+    op = _opset()
     *lead, channels = (int(size) for size in input.shape)
     flat = input if len(lead) == 1 else op.Reshape(input, op.Constant(value_ints=[math.prod(lead), channels]))
     out = op.Gemm(flat, weight, transB=1) if bias is None else op.Gemm(flat, weight, bias, transB=1)
@@ -112,8 +118,8 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
 def _area(input: Any, output_size: Sequence[int]) -> Any:
     """Two products with matrices of means; the exporter's own gathers every cell of every window."""
     import onnx_ir as ir
-    from onnxscript import opset23 as op
 
+    op = _opset()
     *_, height, width = (int(size) for size in input.shape)
     rows, columns = means(height, int(output_size[0])), means(width, int(output_size[1])).T.contiguous()
     left, right = (op.CastLike(op.Constant(value=ir.tensor(each.numpy())), input) for each in (rows, columns))
