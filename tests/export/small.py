@@ -18,3 +18,23 @@ def build() -> LandscapeVAR:
 def plan_for(model: LandscapeVAR, **changes: Any) -> Plan:
     """Decision at the second scale, a dense, a cs4a and a csla layer at the last two."""
     return tiny_plan(model, **changes)
+
+
+SHORT = (1, 2, 4)
+
+
+def build_short() -> LandscapeVAR:
+    """One scale less, for formats whose every program costs seconds."""
+    return tiny_model(SHORT)
+
+
+def short_plan(model: LandscapeVAR, **changes: Any) -> Plan:
+    """Decision at the second scale; at the last, one layer of each policy, with correction and a window."""
+    fields = {
+        "decision_scale": 2,
+        "sink_scales": 1,
+        "cs4a": {3: {"budget": 0.4, "window": 3}},
+        "csla": {3: {"windows": {2: 1, 3: 3}}},
+        "output_correction": True,
+    }
+    return tiny_plan(model, **{**fields, **changes})
