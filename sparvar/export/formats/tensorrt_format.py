@@ -111,14 +111,9 @@ def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> 
     place.mkdir()
     for number, (name, program) in enumerate(made.programs.items()):
         told(f"building {name}", 0.15 + 0.85 * number / len(made.programs))
-        metas = [node.meta["val"] for node in program.exported.graph.nodes if node.op == "placeholder"]
         given = set(program.exported.graph_signature.user_inputs)
-        names = [node.name for node in program.exported.graph.nodes if node.op == "placeholder"]
-        examples = [
-            torch.zeros(meta.shape, dtype=meta.dtype, device="cuda")
-            for each, meta in zip(names, metas, strict=True)
-            if each in given
-        ]
+        metas = [node.meta["val"] for node in program.exported.graph.nodes if node.name in given]
+        examples = [torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device) for meta in metas]
         try:
             engine = compiler.convert_exported_program_to_serialized_trt_engine(
                 program.exported, arg_inputs=examples, **SETTINGS
