@@ -146,6 +146,8 @@ def _check_target(target: Path, single: bool) -> None:
 
 
 def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, say: Say) -> None:
+    for name in asked.formats:
+        _maker(name).require()
     recording = golden_inputs(family, asked.inputs)
     inputs = {each: tensor.to(family.device) for each, tensor in recording.items()}
     say("recording the blocks in one dense generation", 0.0)
@@ -155,6 +157,7 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
     constants: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     formats: dict[str, FormatSpec] = {}
+    traced: dict[str, tuple[Generation, Callable[[str, float], None]]] = {}
     image: Tensor | None = None
     share = 1 / len(asked.formats)
     for number, name in enumerate(asked.formats):
@@ -163,19 +166,21 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
         def told(text: str, part: float, base: float = base) -> None:
             say(text, 0.03 + 0.94 * (base + share * part))
 
-        maker = _maker(name)
-        made: Generation = maker.trace(family, plan, recorded, inputs, told)
+        made: Generation = _maker(name).trace(family, plan, recorded, inputs, told)
+        traced[name] = made, told
         weights.update(made.weights)
         constants.update(made.constants)
         buffers.update(made.buffers)
         if image is None:
             told("drawing the golden image", 0.1)
             image = run_traced(made, inputs, GOLDEN_SEED)
-        formats[name] = maker.write(made, folder, work / name, asked.jobs, told)
     assert image is not None
-    say("writing tensors", 0.97)
+    # Before the programs: those of some formats point into these files.
     _save(folder / "weights.safetensors", weights)
     _save(folder / "constants.safetensors", constants)
+    for name, (generation, tell) in traced.items():
+        formats[name] = _maker(name).write(generation, folder, work / name, asked.jobs, tell)
+    say("writing tensors", 0.97)
     _save(folder / "golden.safetensors", {**{f"inputs/{k}": v for k, v in recording.items()}, "image": image})
     manifest = _manifest(folder, family, plan, asked, formats, image, buffers)
     say("measuring memory", 0.98)

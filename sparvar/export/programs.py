@@ -126,10 +126,11 @@ class Builder:
         self.family, self.plan = made.family, made.plan
         self.prefixes = [f"{site.wrapped}." for site in recorded.sites]
 
-    def _add(self, name: str, scale: int, kind: str, function: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def add(self, name: str, scale: int, kind: str, function: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Trace a function of named values into a program, and a step that calls it; returns what it gives."""
         exported, takes, gives, weights, out = trace(self.family, function, given)  # type: ignore[arg-type]
-        self._store({self._weight(name): tensor for name, tensor in weights.items()})
-        takes = [f"weights/{self._weight(each[8:])}" if each.startswith("weights/") else each for each in takes]
+        self._store({self.weight_name(name): tensor for name, tensor in weights.items()})
+        takes = [f"weights/{self.weight_name(each[8:])}" if each.startswith("weights/") else each for each in takes]
         program = Program(
             name, scale, kind, exported, takes, gives, flops=self._flops(exported, self._examples(exported))
         )
@@ -149,7 +150,7 @@ class Builder:
     def _store(self, weights: dict[str, Tensor]) -> None:
         self.made.weights.update(weights)
 
-    def _weight(self, name: str) -> str:
+    def weight_name(self, name: str) -> str:
         """The name in the artefact: a block's weights are called by the layer, whatever the model calls its blocks."""
         for layer, prefix in enumerate(self.prefixes):
             if name.startswith(prefix):
@@ -162,7 +163,7 @@ class Builder:
         def begin(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return self.family.begin({name.removeprefix("inputs/"): tensor for name, tensor in tensors.items()})
 
-        return self._add("begin", 0, "begin", begin, given)
+        return self.add("begin", 0, "begin", begin, given)
 
     def leave(self, scale: int, state: dict[str, Tensor]) -> None:
         shapes = [noise for noise in self.family.noise if noise.scale == scale]
@@ -176,11 +177,11 @@ class Builder:
             rest = {name: tensor for name, tensor in tensors.items() if name not in noises}
             return self.family.leave(scale, rest, noise)
 
-        state.update(self._add(f"scale{scale:02d}-leave", scale, "leave", leave, {**state, **noises}))
+        state.update(self.add(f"scale{scale:02d}-leave", scale, "leave", leave, {**state, **noises}))
 
     def decode(self, state: dict[str, Tensor]) -> None:
         state = {name: tensor for name, tensor in state.items() if name != "x"}
-        self._add("decode", 0, "decode", lambda tensors: {"image": self.family.decode(tensors)}, state)
+        self.add("decode", 0, "decode", lambda tensors: {"image": self.family.decode(tensors)}, state)
 
     def blocks(self, scale: int, state: dict[str, Tensor]) -> None:
         graph = self.recorded.of(scale)
@@ -217,7 +218,7 @@ class Builder:
             assert changed is not None
             return {"x": changed}
 
-        self._add(f"scale{scale:02d}-after{layer:02d}", scale, "between", between, state)
+        self.add(f"scale{scale:02d}-after{layer:02d}", scale, "between", between, state)
 
     def _add_block(self, name: str, block: BlockProgram, dense_flops: int) -> None:
         device = self.family.device
@@ -265,7 +266,7 @@ class Builder:
         return f"constants/{plain}.{scale}.{{layer}}"
 
     def _weight_input(self, graph: BlockGraph, number: int, tensors: dict[int, Tensor]) -> str:
-        named = {layer: self._weight(graph.weights[layer][number]) for layer in graph.layers}
+        named = {layer: self.weight_name(graph.weights[layer][number]) for layer in graph.layers}
         self._store({named[layer]: tensor for layer, tensor in tensors.items()})
         if len(set(named.values())) == 1:
             return f"weights/{named[graph.layers[0]]}"

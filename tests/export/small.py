@@ -32,3 +32,23 @@ def least_plan() -> Plan:
     """For `least`: decision at the first scale."""
     windows = {2: {"windows": {2: 3}}, 3: {"windows": {2: 3, 3: 3}}}
     return tiny_plan(least(), layers=["cs4a", "csla"], sink_scales=1, csla=windows)
+
+
+SHORT = (1, 2, 4)
+
+
+def build_short() -> LandscapeVAR:
+    """One scale less, for formats whose every program costs seconds."""
+    return tiny_model(SHORT)
+
+
+def short_plan(model: LandscapeVAR, **changes: Any) -> Plan:
+    """Decision at the second scale; at the last, one layer of each policy, with correction and a window."""
+    fields = {
+        "decision_scale": 2,
+        "sink_scales": 1,
+        "cs4a": {3: {"budget": 0.4, "window": 3}},
+        "csla": {3: {"windows": {2: 1, 3: 3}}},
+        "output_correction": True,
+    }
+    return tiny_plan(model, **{**fields, **changes})

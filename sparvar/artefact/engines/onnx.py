@@ -54,7 +54,7 @@ class OnnxEngine:
 
     def tensor(self, value: Any, dtype: str) -> Any:
         """A value as onnxruntime takes it."""
-        return self.ort.OrtValue.ortvalue_from_numpy(self.numpy.ascontiguousarray(value, dtype=dtype))
+        return self.ort.OrtValue.ortvalue_from_numpy(self.numpy.asarray(value, dtype=dtype, order="C"))
 
     def program(self, path: Path, runners: int) -> Any:
         """A session; onnxruntime lets any number of threads call it."""
