@@ -3,13 +3,15 @@
     python benchmarks/skip.py measure --json benchmarks/results/skip-cpu.json
     python benchmarks/skip.py judge benchmarks/results/skip-cpu.json
 
-``measure`` draws ten images (two seeds of five classes), each densely once and once per number of last scales without
-unconditional rows; ``judge`` fits the choice on six of them and says what it makes of the other four.
+``measure`` draws ten images (two seeds of five classes) densely, which also gives what skipping makes of them, and the
+first two again without the unconditional rows of the last one and two scales; images that the file has are not drawn
+again. ``judge`` fits the choice on six of them and says what it makes of the other four.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -24,7 +26,10 @@ from sparvar.tools.machine import machine
 
 PROMPTS = ("mountain", "sea", "city", "fields", "desert")
 SEEDS = (70, 71)
-SKIP, CONDITIONAL = 3, 2
+SKIP = 3
+CONDITIONAL = 2
+"""Last scales without unconditional rows, at most, of the first images."""
+CONDITIONAL_IMAGES = 2
 FITTED = 6
 """Images the choice is fitted on; the others judge it."""
 TARGETS = (0.80, 0.84, 0.88, 0.92)
@@ -33,15 +38,19 @@ TARGETS = (0.80, 0.84, 0.88, 0.92)
 def measure(path: Path) -> None:
     """Draw, and write what was found."""
     subject = load_subject("zoo:landscape")
-    found: list[Sample] = []
+    found = [_from_json(raw) for raw in json.loads(path.read_text())["samples"]] if path.exists() else []
+    drawn = {(sample.prompt, sample.seed) for sample in found}
 
     def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     for seed in SEEDS:
         for prompt in PROMPTS:
+            if (prompt, seed) in drawn:
+                continue
+            rows = CONDITIONAL if len(found) < CONDITIONAL_IMAGES else 0
             scale, samples = skip_samples(
-                subject, [prompt], [seed], skip=SKIP, conditional=CONDITIONAL, fill="delta", say=note
+                subject, [prompt], [seed], skip=SKIP, conditional=rows, fill="delta", say=note
             )
             found += samples
             record = {
@@ -83,7 +92,9 @@ def judge(path: Path) -> None:
     record = json.loads(path.read_text())
     samples = [_from_json(raw) for raw in record["samples"]]
     for option in samples[0].psnr:
-        print(f"{option[0]:>11} {option[1]}: {_line([(sample, option) for sample in samples])}")
+        have: list[tuple[Sample, Option | None]] = [(sample, option) for sample in samples if option in sample.psnr]
+        print(f"{option[0]:>11} {option[1]}, {len(have)} images: {_line(have)}")
+    samples = [_skipping(sample) for sample in samples]
     for sample in samples:
         edges, fine = sample.features
         print(f"{sample.prompt:>9} {sample.seed}: edges {edges:.4f}, fine {fine:.4f}, SSIM "
@@ -97,6 +108,15 @@ def judge(path: Path) -> None:
             chosen.append((sample, ("skip", skip) if skip else ("conditional", rows) if rows else None))
         what = ", ".join(f"{option[0]} {option[1]}" if option else "all" for _, option in chosen)
         print(f"target SSIM {target}: {what}: {_line(chosen)}")
+
+
+def _skipping(sample: Sample) -> Sample:
+    """The sample with the options that all images have."""
+    return dataclasses.replace(
+        sample,
+        psnr={option: value for option, value in sample.psnr.items() if option[0] == "skip"},
+        ssim={option: value for option, value in sample.ssim.items() if option[0] == "skip"},
+    )
 
 
 def _line(chosen: list[tuple[Sample, Option | None]]) -> str:
