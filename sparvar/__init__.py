@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sparvar.artefact.verify import verify
     from sparvar.backend import attachment_of, compile, detach, reset
     from sparvar.calibrate import calibrate
+    from sparvar.collaborate import collaborate
     from sparvar.errors import (
         ArtefactError,
         CaptureError,
@@ -47,6 +48,7 @@ else:
             "WeightsError": "sparvar.errors",
             "attachment_of": "sparvar.backend",
             "calibrate": "sparvar.calibrate",
+            "collaborate": "sparvar.collaborate",
             "compile": "sparvar.backend",
             "detach": "sparvar.backend",
             "explain": "sparvar.explain",
@@ -76,6 +78,7 @@ __all__ = [
     "__version__",
     "attachment_of",
     "calibrate",
+    "collaborate",
     "compile",
     "detach",
     "explain",

@@ -14,6 +14,7 @@ from sparvar.errors import CaptureError, message
 from sparvar.export.families import Call, Family, call_of
 from sparvar.export.families.base import State
 from sparvar.runtime.attachment import Attachment
+from sparvar.runtime.choices import Chooser
 from sparvar.scale_plans import Plan
 
 Visit = Callable[[int, State], int | None]
@@ -92,7 +93,25 @@ def shortened(attachment: Attachment, plan: Plan, model: nn.Module, arguments: M
     call = mapped(model, arguments, f"plan {plan.name} skips scales, which the model's own loop cannot do")
     check_schedule(call.family, plan)
     with call.grad_mode():
-        return call.result(drawn(call, plan.drawn))
+        return call.result(drawn(call, plan.drawn, visits(attachment, plan, call.family)))
 
 
-__all__ = ["check_schedule", "drawn", "mapped", "scales_of", "shortened"]
+def visits(attachment: Attachment, plan: Plan, family: Family) -> Visit | None:
+    """What looks at a generation of an attached model: the decision of a plan that adapts, and calibration."""
+    chooser = Chooser(plan, attachment.go_on, attachment.choices) if plan.adapt is not None else None
+    watcher = attachment.choices.watcher
+    if chooser is None and watcher is None:
+        return None
+
+    def visit(scale: int, state: State) -> int | None:
+        def decode() -> Tensor:
+            return family.decode(state)
+
+        if watcher is not None:
+            watcher(scale, decode)
+        return chooser(scale, decode) if chooser is not None else None
+
+    return visit
+
+
+__all__ = ["check_schedule", "drawn", "mapped", "scales_of", "shortened", "visits"]

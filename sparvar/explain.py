@@ -165,7 +165,10 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
         for report in sorted(attachment.reports, key=lambda report: (report.context.scale, report.context.kind))
         if any(plan.kind(report.context.scale, layer) == report.context.kind for layer in index.values())
     )
-    notes = (*attachment.notes, *(f"{site}: {reason}" for site, reason in attachment.left_alone.items()))
+    scales = [f"the last {plan.skip.last} of {plan.scales} scales are skipped"] if plan.skip is not None else []
+    if attachment.choices.seconds:
+        scales.append(str(attachment.choices))
+    notes = (*attachment.notes, *scales, *(f"{site}: {reason}" for site, reason in attachment.left_alone.items()))
     block = next((candidate.block for candidate in candidates if candidate.name in index), None)
     around = inner.get_submodule(block) if block is not None else attachment.sites[0].module
     work = tuple(scale_work(plan, linear_flops(around)))

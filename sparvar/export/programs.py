@@ -19,7 +19,7 @@ from sparvar.export.families import Family
 from sparvar.export.rewrite import BlockProgram, SiteMaker, block_program
 from sparvar.export.sites import kind_of, local_constants, native_site
 from sparvar.export.trace import Program, export_graph, trace, weight_names
-from sparvar.runtime.attachment import Site
+from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan
 
 Say = Callable[[str], None]

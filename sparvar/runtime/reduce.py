@@ -262,8 +262,11 @@ class Reducer:
                     self._source[span.first] = self._begun.pop(span.first), work
 
     def _note_guidance(self, scale: int, work: Tensor) -> None:
-        guidance = self.plan.guidance
-        if guidance is not None and guidance.fill == "delta" and scale == guidance.conditional_from - 1:
+        guidance, adapt = self.plan.guidance, self.plan.adapt
+        # A plan that adapts may drop the rows from the next scale on.
+        next_to_drop = guidance is not None and guidance.fill == "delta" and scale == guidance.conditional_from - 1
+        may_drop = adapt is not None and bool(adapt.conditional) and adapt.fill == "delta" and scale == adapt.scale
+        if next_to_drop or (may_drop and work.shape[0] % 2 == 0):
             self._guidance = half(work) - work[work.shape[0] // 2 :]
 
     def _unconditional(self, work: Tensor, scale: int) -> Tensor:
@@ -289,4 +292,4 @@ class Reducer:
 
 def reducer_of(plan: Plan) -> Reducer | None:
     """The reducer of a plan, or None where nothing but columns is left out."""
-    return Reducer(plan) if plan.pruning is not None or plan.guidance is not None else None
+    return Reducer(plan) if plan.reduces else None

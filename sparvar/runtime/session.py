@@ -118,6 +118,12 @@ class Session:
         self.reducer: Reducer | None = reducer_of(self.plan)
         self.caches: Compressor | None = compressor_of(self.plan)
 
+    def become(self, plan: Plan) -> None:
+        """Go on with another plan, of the same schedule, sites and kinds, from the next scale on."""
+        self.plan = plan
+        if self.reducer is not None:
+            self.reducer.plan = plan
+
     @property
     def prefix_alone(self) -> bool:
         """Whether the prefix has a call of its own (HART) and does not come with scale 1."""

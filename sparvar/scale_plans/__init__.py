@@ -1,5 +1,6 @@
 """Plans: what runs at every scale and layer, as pure data."""
 
+from sparvar.scale_plans.adapt import FEATURES, Adapt, Logistic, decide, graph_bound
 from sparvar.scale_plans.build import default_plan, dense_plan
 from sparvar.scale_plans.compare import PlanDiff, diff
 from sparvar.scale_plans.data import (
@@ -29,16 +30,19 @@ from sparvar.scale_plans.transfer import carried, transfer
 from sparvar.scale_plans.work import ScaleWork, scale_work, total_work
 
 __all__ = [
+    "FEATURES",
     "FILLS",
     "INDEX_MAPS",
     "POLICIES",
     "SCHEMA_VERSION",
     "SCORES",
+    "Adapt",
     "CS4AScale",
     "CSLAScale",
     "Guidance",
     "KVCompression",
     "Kind",
+    "Logistic",
     "ModelInfo",
     "Plan",
     "PlanDiff",
@@ -52,11 +56,13 @@ __all__ = [
     "Skip",
     "Thresholds",
     "carried",
+    "decide",
     "default_plan",
     "dense_plan",
     "diff",
     "find_plan",
     "find_published",
+    "graph_bound",
     "hack",
     "held_share",
     "infinity_schedules",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparvar.scale_plans.adapt import Adapt, graph_bound
 from sparvar.scale_plans.check import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import cost, kept_share
@@ -57,9 +58,24 @@ def _reductions(plan: PlanFields) -> list[str]:
         rows = "the same" if plan.guidance.fill == "copy" else "those less the difference of the scale before"
         where = plan.label(plan.guidance.conditional_from)
         lines.append(f"guidance: conditional rows alone from {where} on; unconditional ones are {rows}")
+    if plan.adapt is not None:
+        lines += _adapt(plan, plan.adapt)
     if plan.skip is not None:
         lines.append(f"skipped: the last {plan.skip.last} of {plan.scales} scales")
     return lines
+
+
+def _adapt(plan: PlanFields, adapt: Adapt) -> list[str]:
+    what = []
+    for verb, count in (("be skipped", len(adapt.skip)), ("do without unconditional rows", len(adapt.conditional))):
+        if count:
+            scales = "scale" if count == 1 else f"1 to {count} scales"
+            what.append(f"the last {scales} may {verb}")
+    plans, graphs = graph_bound(plan)
+    return [
+        f"adaptive: after {plan.label(adapt.scale)}, by what the image looks like, {' or '.join(what)}",
+        f"  {plans} plans, at most {graphs} graphs; two more decodes in every generation",
+    ]
 
 
 def _alike(plan: PlanFields) -> list[tuple[tuple[tuple[int, float], ...], list[tuple[int, int]]]]:

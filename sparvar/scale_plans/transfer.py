@@ -62,6 +62,7 @@ def transfer(
         cs4a={},
         csla={},
         thresholds=Thresholds(),
+        adapt=None,
     )
     tile = (min(plan.tile[0], grids[-1][0]), min(plan.tile[1], grids[-1][1]))
     sinks = _sinks(plan, bare)
@@ -81,6 +82,8 @@ def transfer(
     note = f"carried over from {plan.name} ({plan.digest}) at {schedule_text(plan.schedule)} by rule, not calibrated"
     if layers != plan.layers:
         note += "; layers became dense, since no scale of this schedule stands for one that was sparse"
+    if plan.adapt is not None:
+        note += "; the choice by the image was fitted at another schedule and is left out"
     height, width = grids[-1]
     return bare.replace(
         name=f"{plan.name}@{height}x{width}" if name is None else name,
