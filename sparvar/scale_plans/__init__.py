@@ -18,6 +18,7 @@ from sparvar.scale_plans.data import (
 from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.kv_build import hack, held_share, local, peak_share, scalekv
 from sparvar.scale_plans.kv_cache import KVCompression
+from sparvar.scale_plans.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
 from sparvar.scale_plans.reductions import FILLS, SCORES, Guidance, PrunedSpan, Pruning, Skip
@@ -56,10 +57,12 @@ __all__ = [
     "Skip",
     "Thresholds",
     "carried",
+    "conditional",
     "decide",
     "default_plan",
     "dense_plan",
     "diff",
+    "fastvar",
     "find_plan",
     "find_published",
     "graph_bound",
@@ -68,6 +71,7 @@ __all__ = [
     "infinity_schedules",
     "json_schema",
     "keep_count",
+    "kept_tokens",
     "layer_score",
     "load_plan",
     "local",
@@ -79,6 +83,7 @@ __all__ = [
     "scalekv",
     "schedule_text",
     "shipped_plans",
+    "sparsevar",
     "start_scale",
     "total_work",
     "transfer",

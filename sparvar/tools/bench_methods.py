@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sparvar
-from sparvar.explain import linear_flops
-from sparvar.scale_plans import Plan, dense_plan, find_plan, load_plan, total_work
+from sparvar.scale_plans import Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.common import load_landscape
 from sparvar.tools.demo import inductor_dense
 from sparvar.tools.measure import Generation, Spread, compare, ratio, timed_generation
@@ -89,9 +88,9 @@ def run(settings: MethodSettings, say: Callable[[str], None]) -> dict[str, Any]:
         for name, model in models.items():
             seed = settings.first_seed + number
             timed[name].append(timed_generation(model, CLASSES[number % len(CLASSES)], seed, settings.cfg))
-    linear = linear_flops(plain.blocks[0])
     plans = {method.name: method for method in methods}
-    rows = [_row(name, timed, plans.get(name), base, linear) for name in models]
+    work = {name: sparvar.explain(models[name]).work for name in plans}
+    rows = [_row(name, timed, plans.get(name), work.get(name, ())) for name in models]
     return {
         "settings": {
             "seeds": settings.seeds,
@@ -104,19 +103,17 @@ def run(settings: MethodSettings, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _row(
-    name: str, timed: Mapping[str, list[Generation]], method: Method | None, base: Plan, linear: float
+    name: str, timed: Mapping[str, list[Generation]], method: Method | None, work: tuple[ScaleWork, ...]
 ) -> dict[str, Any]:
     seconds = [one.seconds for one in timed[name]]
     dense = [one.seconds for one in timed[DENSE]]
     pairs = [compare(one.image, other.image) for one, other in zip(timed[name], timed[DENSE], strict=True)]
-    whole, left = total_work(method.plan if method is not None else base, linear)
     row: dict[str, Any] = {
         "method": name,
         "source": method.source if method is not None else "",
         "seconds": Spread.of(seconds).as_dict(),
         "speedup": ratio(dense, seconds).as_dict(),
-        "block_flops": left,
-        "block_flops_kept": left / whole,
+        "block_flops_kept": sum(one.drawn for one in work) / sum(one.dense for one in work) if work else 1.0,
     }
     if name != DENSE:
         # Equal images have no PSNR: None in the file.

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparvar.scale_plans import Plan, Thresholds, default_plan
-from sparvar.scale_plans.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
+from sparvar.scale_plans import (
+    Plan,
+    Thresholds,
+    conditional,
+    default_plan,
+    fastvar,
+    kept_tokens,
+    sparsevar,
+    toprovar,
+)
 
 
 @dataclass(frozen=True)
