@@ -32,7 +32,7 @@ else:
     __getattr__, __dir__ = exports(
         __name__,
         {
-            "Artefact": "sparvar.artefact",
+            "Artefact": "sparvar.artefact.load",
             "ArtefactError": "sparvar.errors",
             "CaptureError": "sparvar.errors",
             "Explanation": "sparvar.explain",
@@ -54,9 +54,9 @@ else:
             "explain": "sparvar.explain",
             "export_artefact": "sparvar.export",
             "fingerprint": "sparvar.passes",
-            "load": "sparvar.artefact",
+            "load": "sparvar.artefact.load",
             "reset": "sparvar.backend",
-            "verify": "sparvar.artefact",
+            "verify": "sparvar.artefact.verify",
         },
     )
 

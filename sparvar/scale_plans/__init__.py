@@ -85,6 +85,7 @@ __all__ = [
     "shipped_plans",
     "sparsevar",
     "start_scale",
+    "toprovar",
     "total_work",
     "transfer",
     "write_whole",
