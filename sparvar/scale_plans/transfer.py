@@ -14,6 +14,7 @@ from functools import partial
 from sparvar.scale_plans.data import CS4AScale, CSLAScale, Provenance, Thresholds
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
+from sparvar.scale_plans.transfer_reductions import carried_reductions
 
 Correspondence = Callable[[int], int]
 """From a scale of the target to the scale of the source that stands for it."""
@@ -63,6 +64,8 @@ def transfer(
         csla={},
         thresholds=Thresholds(),
         adapt=None,
+        pruning=None,
+        guidance=None,
     )
     tile = (min(plan.tile[0], grids[-1][0]), min(plan.tile[1], grids[-1][1]))
     sinks = _sinks(plan, bare)
@@ -85,8 +88,7 @@ def transfer(
     if plan.adapt is not None:
         note += "; the choice by the image was fitted at another schedule and is left out"
     height, width = grids[-1]
-    return bare.replace(
-        name=f"{plan.name}@{height}x{width}" if name is None else name,
+    columns = bare.replace(
         tile=tile,
         column_sum_stride=min(plan.column_sum_stride, max(tile)),
         sink_scales=sinks,
@@ -94,6 +96,10 @@ def transfer(
         layers=layers,
         cs4a=cs4a,
         csla=csla,
+    )
+    return columns.replace(
+        name=f"{plan.name}@{height}x{width}" if name is None else name,
+        **carried_reductions(plan, columns, source),
         thresholds=_thresholds(plan, bare),
         measured={},
         provenance=Provenance(note=note),

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from sparvar.errors import PlanError
-from sparvar.scale_plans import Plan, Thresholds, default_plan, dense_plan, diff, scale_work, total_work
+from sparvar.scale_plans import (
+    Plan,
+    Thresholds,
+    default_plan,
+    dense_plan,
+    diff,
+    scale_work,
+    total_work,
+    transfer,
+)
 from sparvar.scale_plans.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
 
 SCHEDULE = tuple((side, side) for side in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
@@ -167,3 +176,21 @@ def test_toprovar_takes_the_counts_of_the_thresholds() -> None:
         toprovar(dense(2))
     with pytest.raises(PlanError, match="must prune at least one"):
         toprovar(dense(2), thresholds.model_copy(update={"scores": (0.0, 0.0)}))
+
+
+def test_carried_to_another_schedule() -> None:
+    sparse = default_plan(SCHEDULE, [f"blocks.{i}" for i in range(6)], heads=4, head_dim=64)
+    plan = sparse.replace(
+        decision_scale=9,
+        cs4a={12: {"budget": 0.2}, 13: {"budget": 0.1}},
+        pruning={**PRUNING, "source": 11, "spans": [{"first": 0, "last": 5, "keep": {12: 0.5, 13: 0.1}}]},
+        guidance={"conditional_from": 11},
+    )
+    wide = [(1, 1), (2, 4), (4, 8), (8, 16), (12, 24), (16, 32), (20, 40), (24, 48), (32, 64)]
+    there = transfer(plan, wide)
+    assert there.pruning is not None and there.guidance is not None
+    # 24x48 is three quarters of the last side, as 48x48 is; 20x40 is five eighths, as 40x40
+    assert there.pruning.spans[0].keep == {8: 0.5, 9: 0.1} and there.pruning.source == 7
+    assert there.guidance.conditional_from == 7
+    assert transfer(plan, SCHEDULE).pruning == plan.pruning
+    assert transfer(plan, [(2, 2)]).all_dense
