@@ -195,7 +195,7 @@ def fit_logistic(images: Sequence[Sequence[float]], good: Sequence[bool]) -> Log
         return value
 
     with torch.enable_grad():
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        optimiser.step(loss)
     found = parameters.detach()
     weights = found[1:] / spread
     bias = found[0] - (weights * mean).sum()
