@@ -48,6 +48,7 @@ from sparvar.export.programs import Generation, record_blocks
 from sparvar.export.readme import readme
 from sparvar.passes import fingerprint
 from sparvar.scale_plans import Plan, write_whole
+from sparvar.scale_plans.data import OPTIONAL_FIELDS
 from sparvar.version import __version__
 
 FORMATS = ("aoti", "onnx", "tensorrt")
@@ -115,6 +116,10 @@ def export_artefact(
     plans = resolve_plan(whole, plan)
     if len(plans.plans) != 1:
         raise OptionError(message("plan", "be one plan", f"{len(plans.plans)}", "export one artefact for each"))
+    reduced = [name for name in OPTIONAL_FIELDS if getattr(plans.plans[0], name) is not None]
+    if reduced:
+        must = "leave out nothing but columns: programs draw every token and row of every scale"
+        raise OptionError(message("plan", must, f"one with {', '.join(reduced)}", "take these out of it"))
     target = Path(out)
     single = target.suffix == ".sparvar"
     _check_target(target, single)

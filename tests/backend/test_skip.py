@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,12 @@ def test_a_loop_of_its_own_cannot_draw_more(model: LandscapeVAR) -> None:
         sparvar.detach(model)
         for block in model.blocks:
             block.attn.kv_caching(False)  # type: ignore[operator,union-attr]
+
+
+def test_an_artefact_does_not_draw_all_scales_instead(model: LandscapeVAR, tmp_path: Path) -> None:
+    plan = tiny_plan(model, **changes(CASES["with guidance"], dense_changes()))
+    with pytest.raises(OptionError, match=r"plan: must leave out nothing but columns.*got one with guidance, skip"):
+        sparvar.export_artefact(model, plan, tmp_path / "out")
 
 
 def test_through_torch_compile() -> None:
