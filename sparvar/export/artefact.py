@@ -112,6 +112,9 @@ def export_artefact(
     plans = resolve_plan(whole, plan)
     if len(plans.plans) != 1:
         raise OptionError(message("plan", "be one plan", f"{len(plans.plans)}", "export one artefact for each"))
+    if plans.plans[0].kv is not None:
+        must = "keep its KV caches whole: exported programs hold buffers for all keys"
+        raise OptionError(message("plan", must, f"kv with method {plans.plans[0].kv.method}", "take kv out of it"))
     target = Path(out)
     single = target.suffix == ".sparvar"
     _check_target(target, single)

@@ -194,9 +194,18 @@ def _siblings(steps: list[str], kind: type[PlanFields]) -> list[str]:
     if not steps:
         return [name for field in kind.model_fields for name in ((field, "digest") if field == "name" else (field,))]
     annotation: Any = kind.model_fields[steps[0]].annotation
-    if not hasattr(annotation, "model_fields"):  # a table by scale: Mapping[int, record]
-        annotation = annotation.__args__[1]
-    return list(annotation.model_fields)
+    for step in steps[1:]:
+        fields = getattr(_record(annotation), "model_fields", {})
+        if step in fields:
+            annotation = fields[step].annotation
+    return list(_record(annotation).model_fields)
+
+
+def _record(annotation: Any) -> Any:
+    """The record type inside ``record | None``, a tuple of records or a table of them by scale."""
+    while not hasattr(annotation, "model_fields"):
+        annotation = next(part for part in reversed(annotation.__args__) if part not in (type(None), Ellipsis))
+    return annotation
 
 
 def _json_name(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparvar.scale_plans.check import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import cost, kept_share
+from sparvar.scale_plans.kv_build import kv_lines
 from sparvar.scale_plans.thresholds import keep_count
 
 
@@ -30,6 +31,7 @@ def render(plan: PlanFields, digest: str) -> str:
         layers = [number for number, value in enumerate(plan.layers) if value == policy]
         if layers:
             lines.append(f"{policy} layers: {ranges(layers)}")
+    lines += kv_lines(plan)
     lines += _thresholds(plan)
     lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
     if plan.measured:

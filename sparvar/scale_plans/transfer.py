@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from sparvar.scale_plans.data import CS4AScale, CSLAScale, Provenance, Thresholds
+from sparvar.scale_plans.kv_build import carried_kv
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 
@@ -33,6 +34,7 @@ def transfer(
       source's sinks hold. None where the prefix alone holds more; the prefix itself is always a sink.
     - Tile: the same, cut to the last grid. It is not turned with the picture: kernels gather the same columns for 128
       queries whichever way these lie, and rows of 16 lie together in memory in both.
+    - KV compression keeps, after the scale that corresponds, the same share of all keys up to it.
     - Layers, flags and model stay. Layers that no scale of the schedule makes sparse become dense.
 
     At its own schedule a plan is itself, with its measurements, under ``name`` where one is given.
@@ -61,6 +63,7 @@ def transfer(
         layers=("dense",) * len(plan.layers),
         cs4a={},
         csla={},
+        kv=None,
         thresholds=Thresholds(),
     )
     tile = (min(plan.tile[0], grids[-1][0]), min(plan.tile[1], grids[-1][1]))
@@ -81,6 +84,7 @@ def transfer(
     note = f"carried over from {plan.name} ({plan.digest}) at {schedule_text(plan.schedule)} by rule, not calibrated"
     if layers != plan.layers:
         note += "; layers became dense, since no scale of this schedule stands for one that was sparse"
+    kv = carried_kv(plan, bare.replace(sink_scales=sinks), source)
     height, width = grids[-1]
     return bare.replace(
         name=f"{plan.name}@{height}x{width}" if name is None else name,
@@ -91,6 +95,7 @@ def transfer(
         layers=layers,
         cs4a=cs4a,
         csla=csla,
+        kv=kv,
         thresholds=_thresholds(plan, bare),
         measured={},
         provenance=Provenance(note=note),
