@@ -25,6 +25,7 @@ from sparvar.calibrate.subject import Subject
 from sparvar.scale_plans import KVCompression, Plan, hack, held_share, local, peak_share, scalekv, shipped_plans
 from sparvar.tools.common import as_json
 from sparvar.tools.machine import machine
+from sparvar.tools.memory import live_peak
 
 PROMPTS = ("mountain", "sea", "valley", "city")
 SEED = 50
@@ -108,6 +109,28 @@ class Curve:
             self.save()
             print(f"{self.pixels} {name}: {row['psnr_db'][-1]:.2f} dB, {row['seconds'][-1]:.1f} s", flush=True)
 
+    def memory(self, name: str, plan: Plan | None) -> None:
+        """Bytes of the caches between scales, and of all tensors at the worst moment, of one generation."""
+        model: Any = self.subject.model
+        if plan is not None:
+            sparvar.compile(model, plan, inner="eager")
+        held: list[int] = []
+
+        def look(_: int) -> None:
+            caches = [part for block in model.blocks for part in (block.attn.cached_k, block.attn.cached_v)]
+            storages = {cache.untyped_storage().data_ptr(): cache.untyped_storage().nbytes() for cache in caches}
+            held.append(sum(storages.values()))
+
+        def generate() -> None:
+            model.generate([PROMPTS[0]], seed=SEED, scale_schedule=self.base.schedule, on_scale=look)
+
+        peak = live_peak(generate)
+        sparvar.detach(model)
+        row = {"cache_bytes": max(held), "live_bytes": peak}
+        self.found.setdefault("memory", {})[name] = row
+        self.save()
+        print(f"{self.pixels} {name}: " + ", ".join(f"{key} {value / 2**20:.0f} MiB" for key, value in row.items()))
+
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """Memory against PSNR, a line per variant, a panel per size."""
@@ -149,9 +172,10 @@ def draw(content: dict[str, Any], path: Path) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="JSON of all points; a run goes on with what is missing.")],
     pixels: Annotated[int, typer.Option(help="Side of the image.")] = 512,
-    images: Annotated[int, typer.Option(min=1, max=len(PROMPTS), help="Images per point.")] = 4,
+    images: Annotated[int, typer.Option(min=0, max=len(PROMPTS), help="Images per point.")] = 4,
     only: Annotated[str, typer.Option(help="Variants, separated by commas; empty for all.")] = "",
     denominators: Annotated[str, typer.Option(help="1/share of KV memory, separated by commas.")] = "2,4,8,16",
+    memory: Annotated[bool, typer.Option(help="Measure the bytes of tensors too, in a generation of its own.")] = False,
     plan: Annotated[bool, typer.Option(help="Measure the shipped sparse plan too.")] = True,
     plot: Annotated[Path | None, typer.Option(help="PNG of the curve.")] = None,
 ) -> None:
@@ -166,6 +190,11 @@ def main(
         for variant in only.split(",") if only else VARIANTS:
             kv = compression(curve.base, variant, 1 / denominator, curve.found)
             curve.point(f"{variant} 1/{denominator}", curve.base.replace(kv=kv), images)
+            if memory:
+                curve.memory(f"{variant} 1/{denominator}", curve.base.replace(kv=kv))
+    if memory:
+        curve.memory("eager", None)
+        curve.memory("all dense", curve.base)
     if plot is not None:
         draw(curve.content, plot)
 

@@ -38,6 +38,8 @@ class Compression:
     sink_scales: int
     queries: int = 16
     pool: int = 1
+    rounded: bool = False
+    """Kept keys and values are stored in bfloat16."""
 
 
 @dataclass
@@ -109,7 +111,10 @@ class Run:
                 near = [scores[max(0, n - reach) : n + reach + 1] for n in range(len(scores))]
                 scores = [sum(part) / len(part) for part in near]
                 kind = kinds[head % len(kinds)] if len(kinds) > 1 else kinds[0]
-                self.caches[layer, row, head] = self.pick(cache, scores, kind, scale, count)
+                kept = self.pick(cache, scores, kind, scale, count)
+                if self.what.rounded:
+                    kept = [Kept(k.scale, k.cell, k.key.bfloat16().float(), k.value.bfloat16().float()) for k in kept]
+                self.caches[layer, row, head] = kept
 
     def block(self, layer: int, x: Tensor, cond: Tensor, rope: Tensor, scale: int) -> Tensor:
         block = self.model.blocks[layer]

@@ -25,6 +25,9 @@ def _numbers(plan: PlanFields) -> Iterator[str]:
     assert kv is not None
     if kv.queries < 1 or math.isqrt(kv.queries) ** 2 != kv.queries:
         yield message("kv.queries", "be a square number above 0: as many patches down as across", kv.queries)
+    if kv.store == "bfloat16" and plan.model.dtype not in ("float32", "bfloat16"):
+        remedy = "a cat with it would widen every cache"
+        yield message("kv.store", "be same unless the model computes in float32 or bfloat16", kv.store, remedy)
     if not 1 <= kv.pool <= MAX_POOL or kv.pool % 2 == 0:
         yield message("kv.pool", f"be odd and between 1 and {MAX_POOL}", kv.pool, "1 averages over nothing")
 
@@ -85,6 +88,10 @@ def _combinations(plan: PlanFields) -> Iterator[str]:
             yield message(
                 f"kv.kinds, layer {both[0]}", must, f"one of span {number}", f'make it "{WHOLE}", or prune others'
             )
+    sparse = [layer for layer in compressed if plan.layers[layer] != "dense"]
+    if sparse and not plan.sinks:
+        must = "be dense where there are no sinks: a tile whose columns were all dropped would attend to nothing"
+        yield message(f"layers, layer {sparse[0]}", must, plan.layers[sparse[0]], "set sink_scales to 1 or more")
     decision = plan.decision_scale
     deciding = [layer for layer in compressed if plan.layers[layer] == "cs4a" and plan.cs4a]
     early = [scale for scale in kv.keep if decision is not None and scale < decision]

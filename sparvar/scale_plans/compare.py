@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from sparvar.scale_plans.check import printable, ranges
-from sparvar.scale_plans.data import CS4AScale, CSLAScale, PlanFields
+from sparvar.scale_plans.data import OPTIONAL_FIELDS, CS4AScale, CSLAScale, PlanFields
 
 Entry = TypeVar("Entry", CS4AScale, CSLAScale)
 
@@ -50,7 +50,9 @@ def _lines(a: PlanFields, b: PlanFields) -> Iterator[str]:
             yield from _scales(name, a, b, a.cs4a, b.cs4a, _cs4a_text, _cs4a_changes)
         elif name == "csla":
             yield from _scales(name, a, b, a.csla, b.csla, _csla_text, _csla_changes)
-        elif isinstance(before, BaseModel) and isinstance(after, BaseModel):
+        elif name in OPTIONAL_FIELDS:
+            yield from _records(name, before, after)
+        elif isinstance(before, BaseModel):
             for field in type(before).model_fields:
                 old, new = getattr(before, field), getattr(after, field)
                 if field == "scores" and len(old) == len(new):
@@ -59,6 +61,17 @@ def _lines(a: PlanFields, b: PlanFields) -> Iterator[str]:
                     yield from _values(f"{name}.{field}", old, new)
         else:
             yield from _values(name, before, after)
+
+
+def _records(name: str, before: BaseModel | None, after: BaseModel | None) -> Iterator[str]:
+    """Of records that a plan may lack; all fields are shown of one that is new."""
+    old, new = (None if each is None else each.model_dump(mode="json") for each in (before, after))
+    if old is None:
+        yield f"{name}: added {_show(new)}"
+    elif new is None:
+        yield f"{name}: removed {_show(old)}"
+    else:
+        yield from _values(name, old, new)
 
 
 def _values(name: str, before: Any, after: Any) -> Iterator[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sparvar.errors import PlanError, message
+from sparvar.scale_plans.check import ranges
 from sparvar.scale_plans.data import PlanFields
 from sparvar.scale_plans.kv_cache import KVCompression
 
@@ -187,4 +188,46 @@ def _bytes(plan: PlanFields, scale: int, running: int, *, rest: bool) -> float:
     return total + (plan.present(scale, running) * model if rest else 0.0)
 
 
-__all__ = ["drafters", "hack", "held_share", "local", "peak_share", "scalekv"]
+def kv_lines(plan: PlanFields) -> list[str]:
+    """What a plan drops from its caches, as lines of its table."""
+    kv = plan.kv
+    if kv is None:
+        return []
+    stored = "" if kv.store == "same" else f", kept in {kv.store}"
+    lines = [
+        f"KV cache: {kv.method}{stored}, at most {100 * held_share(plan):.1f} % of whole caches between scales, "
+        f"{100 * peak_share(plan):.1f} % while a layer runs"
+    ]
+    groups: dict[str, list[int]] = {}
+    for layer, kinds in enumerate(kv.kinds):
+        groups.setdefault(" ".join(kinds), []).append(layer)
+    lines += [
+        f"  {kinds}: {'layers' if len(layers) > 1 else 'layer'} {ranges(layers)}" for kinds, layers in groups.items()
+    ]
+    for scale, counts in kv.keep.items():
+        kept = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+        lines.append(f"  after {plan.label(scale)} of {plan.keys(scale)} keys: {kept}")
+    return lines
+
+
+def carried_kv(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]) -> KVCompression | None:
+    """The compression of ``plan`` at the schedule of ``bare``: the same shares of all keys at corresponding scales.
+
+    None where no scale of that schedule drops any.
+    """
+    kv = plan.kv
+    if kv is None:
+        return None
+    keep = {}
+    for scale in range(1, bare.drawn):
+        counts = kv.keep.get(source(scale))
+        if counts is not None and bare.keys(scale) > bare.sinks_at(scale):
+            share = bare.keys(scale) / plan.keys(source(scale))
+            keep[scale] = {kind: max(_least(bare, scale), round(count * share)) for kind, count in counts.items()}
+    if not keep:
+        return None
+    made = _made(bare, kv.method, kv.kinds, keep, kv.queries, kv.store)
+    return made.model_copy(update={"pool": kv.pool})
+
+
+__all__ = ["carried_kv", "drafters", "hack", "held_share", "kv_lines", "local", "peak_share", "scalekv"]

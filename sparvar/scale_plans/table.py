@@ -6,6 +6,7 @@ from sparvar.scale_plans.adapt import Adapt, graph_bound
 from sparvar.scale_plans.check import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import cost, kept_share
+from sparvar.scale_plans.kv_build import kv_lines
 from sparvar.scale_plans.thresholds import keep_count
 
 
@@ -32,6 +33,7 @@ def render(plan: PlanFields, digest: str) -> str:
         if layers:
             lines.append(f"{policy} layers: {ranges(layers)}")
     lines += _reductions(plan)
+    lines += kv_lines(plan)
     lines += _thresholds(plan)
     lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
     if plan.measured:

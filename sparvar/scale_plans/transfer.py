@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from sparvar.scale_plans.data import CS4AScale, CSLAScale, Provenance, Thresholds
+from sparvar.scale_plans.kv_build import carried_kv
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.transfer_reductions import carried_reductions
@@ -34,6 +35,7 @@ def transfer(
       source's sinks hold. None where the prefix alone holds more; the prefix itself is always a sink.
     - Tile: the same, cut to the last grid. It is not turned with the picture: kernels gather the same columns for 128
       queries whichever way these lie, and rows of 16 lie together in memory in both.
+    - KV compression keeps, after the scale that corresponds, the same share of all keys up to it.
     - Layers, flags and model stay. Layers that no scale of the schedule makes sparse become dense.
 
     At its own schedule a plan is itself, with its measurements, under ``name`` where one is given.
@@ -62,6 +64,7 @@ def transfer(
         layers=("dense",) * len(plan.layers),
         cs4a={},
         csla={},
+        kv=None,
         thresholds=Thresholds(),
         adapt=None,
         pruning=None,
@@ -87,6 +90,7 @@ def transfer(
         note += "; layers became dense, since no scale of this schedule stands for one that was sparse"
     if plan.adapt is not None:
         note += "; the choice by the image was fitted at another schedule and is left out"
+    kv = carried_kv(plan, bare.replace(sink_scales=sinks), source)
     height, width = grids[-1]
     columns = bare.replace(
         tile=tile,
@@ -100,6 +104,7 @@ def transfer(
     return columns.replace(
         name=f"{plan.name}@{height}x{width}" if name is None else name,
         **carried_reductions(plan, columns, source),
+        kv=kv,
         thresholds=_thresholds(plan, bare),
         measured={},
         provenance=Provenance(note=note),
