@@ -11,7 +11,7 @@ import torch
 
 from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, message
-from sparvar.runtime.attachment import detach
+from sparvar.runtime.attaching import detach
 from sparvar.scale_plans import KVCompression, Plan
 
 
