@@ -1,9 +1,9 @@
 """Which decision serves which site, as a graph that is checked and recorded for the report.
 
-It is about columns: which tokens and rows a site computes changes nothing in it. Nodes are tuples. ``("decide", layer, scale)`` and ``("sparse", layer, scale)`` are the sites that are not dense;
-``("windows", scale)`` are the column lists that all csla layers of a scale share; ``("correction", layer, scale)`` is
-the difference of dense and sparse output, made at the decision scale and added at later ones. Edges point from what
-is made to what uses it.
+It is about columns: which tokens and rows a site computes changes nothing in it. Nodes are tuples.
+``("decide", layer, scale)`` and ``("sparse", layer, scale)`` are the sites that are not dense; ``("windows", scale)``
+are the column lists that all csla layers of a scale share; ``("correction", layer, scale)`` is the difference of dense
+and sparse output, made at the decision scale and added at later ones. Edges point from what is made to what uses it.
 """
 
 from __future__ import annotations

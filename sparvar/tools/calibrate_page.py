@@ -190,8 +190,8 @@ def _story(plan: sparvar.Plan, report: dict[str, Any]) -> list[str]:
         where = plan.label(plan.guidance.conditional_from)
         story.append(f"From {where} on only the conditional rows are computed.")
     if plan.pruning is not None:
-        shares = {scale: share for span in plan.pruning.spans for scale, share in span.keep.items()}
-        kept = ", ".join(f"{100 * share:.3g} % at scale {scale}" for scale, share in sorted(shares.items()))
+        by_scale = {scale: share for span in plan.pruning.spans for scale, share in span.keep.items()}
+        kept = ", ".join(f"{100 * share:.3g} % at scale {scale}" for scale, share in sorted(by_scale.items()))
         where = plan.label(plan.pruning.source)
         story.append(f"Tokens that are computed: {kept}; the others take what the blocks added at {where}, enlarged.")
     if "dense" in plan.layers:
