@@ -53,8 +53,8 @@ def require() -> None:
                 "format tensorrt",
                 "find the packages torch_tensorrt and tensorrt",
                 f"no {', '.join(missing)}",
-                "pip install 'sparvar[tensorrt]' on a machine with an NVIDIA GPU; --dry-run shows without it which ops"
-                " TensorRT takes",
+                "pip install 'sparvar[tensorrt]' on a machine with an NVIDIA GPU;"
+                " sparvar.export.tensorrt_coverage shows without it which ops TensorRT takes",
             )
         )
 
