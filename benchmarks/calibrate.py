@@ -2,10 +2,11 @@
 
 ``python benchmarks/calibrate.py command --folder F`` runs the command as a user does, from empty caches: its time, its
 peak memory beside that of a dense generation, what it predicted and what held-out images said, and the paper's fixed
-setting and the shipped plan on the same images. ``python benchmarks/calibrate.py runs --work W`` repeats the search and
-its confirmation on other images: every run draws its check and held-out images, seeds and classes, from one pool
-without putting any back, so that they are disjoint, and finds its own plan. ``python benchmarks/calibrate.py compare``
-sets plans side by side on new images. All write into one result file.
+setting and the shipped plan on the same images (``memory``: memory alone, where the machine is too busy for seconds).
+``python benchmarks/calibrate.py runs --work W`` repeats the search and its confirmation on other images: every run
+draws its check and held-out images, seeds and classes, from one pool without putting any back, so that they are
+disjoint, and finds its own plan. ``python benchmarks/calibrate.py compare`` sets plans side by side on new images. All
+write into one result file.
 """
 
 from __future__ import annotations
@@ -63,13 +64,11 @@ def add(out: Path, part: str, found: dict[str, Any]) -> None:
     write_whole(out, (json.dumps(stored, indent=1) + "\n").encode())
 
 
-@app.command()
-def command(
-    folder: Annotated[Path, typer.Option(help="Where the plan and its reports are left.")],
-    min_psnr: float = 32.0,
-    out: Path = OUT,
-) -> None:
-    """The command from empty caches."""
+def calibrate_anew(folder: Path, min_psnr: float, out: Path) -> float:
+    """Run the command as a user does, from empty caches; seconds.
+
+    Part ``memory`` of the result: its peak beside that of a process that generates densely.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "labels.txt"
     prompts.write_text("\n".join(CLASSES) + "\n")
@@ -83,6 +82,30 @@ def command(
         arguments = ["calibrate", "zoo:landscape", "--prompts", str(prompts), "--min-psnr", str(min_psnr)]
         plan = folder / "plan.json"
         seconds, peak = peak_of([sys.executable, "-m", "sparvar.tools", *arguments, "--out", str(plan)], environment)
+    digest = json.loads((folder / "calibration.json").read_text())["digest"]
+    found = {"min_psnr": min_psnr, "peak_bytes": peak, "dense_peak_bytes": dense, "memory_ratio": peak / dense}
+    add(out, "memory", {**found, "digest": digest})
+    return seconds
+
+
+@app.command()
+def memory(
+    folder: Annotated[Path, typer.Option(help="Where the plan and its reports are left.")],
+    min_psnr: float = 32.0,
+    out: Path = OUT,
+) -> None:
+    """Only the memory that the command takes, which other work on the machine does not change as it does seconds."""
+    calibrate_anew(folder, min_psnr, out)
+
+
+@app.command()
+def command(
+    folder: Annotated[Path, typer.Option(help="Where the plan and its reports are left.")],
+    min_psnr: float = 32.0,
+    out: Path = OUT,
+) -> None:
+    """The command from empty caches."""
+    seconds = calibrate_anew(folder, min_psnr, out)
     report = json.loads((folder / "calibration.json").read_text())
     held, predicted = report["held_out"], report["predicted"]
     rows = {
@@ -100,9 +123,6 @@ def command(
         {
             "min_psnr": min_psnr,
             "seconds": seconds,
-            "peak_bytes": peak,
-            "dense_peak_bytes": dense,
-            "memory_ratio": peak / dense,
             "predicted": predicted,
             "predicted_over_measured_seconds": predicted["seconds"] / held["seconds_median"],
             "predicted_less_measured_db": predicted["psnr_db"] - held["psnr_db_mean"],
