@@ -97,7 +97,8 @@ def verify(
         found = min(found, psnr(draw(note), wanted))
     measured, stated = 0, manifest.memory.get("workspace", 0)
     if artefact.name == "aoti":
-        measured = workspace(artefact, request, manifest.golden.facts.get("threads"))[0]
+        threads = manifest.golden.facts.get("threads")
+        measured = workspace(artefact, request, threads if isinstance(threads, int) and threads > 0 else None)[0]
     return Report(
         format=artefact.name,
         files=len(manifest.files),

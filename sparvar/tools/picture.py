@@ -38,7 +38,8 @@ def png(image: Image.Image) -> bytes:
 
 
 def png_of(image: Any) -> bytes:
-    """An image [3, H, W] in [0, 1], of torch or NumPy, as a PNG file."""
+    """An image [3, H, W] in [0, 1], of torch on any device or NumPy, as a PNG file."""
+    image = image.cpu() if hasattr(image, "cpu") else image
     pixels = (np.clip(np.asarray(image), 0, 1) * 255).round().astype(np.uint8)
     return png(Image.fromarray(pixels.transpose(1, 2, 0)))
 
