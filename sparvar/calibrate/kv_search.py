@@ -45,7 +45,7 @@ def calibrate_kv(
     steps: int = 3,
     inner: str = "eager",
 ) -> tuple[Plan | None, dict[int, float]]:
-    """``base`` with the smallest cache whose images stay within ``min_psnr`` dB, and the mean PSNR of every budget tried.
+    """``base`` with the smallest cache whose images keep ``min_psnr`` dB, and the mean PSNR of every budget tried.
 
     Args:
         subject: unattached.
