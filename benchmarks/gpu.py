@@ -10,6 +10,8 @@ disagrees with dense attention over the same columns in float32 is an error, nev
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import json
 import os
 import re
@@ -39,6 +41,10 @@ REACH = {
 """What the project asks for on an H200 in bf16."""
 
 
+LIMIT = 150
+"""Seconds that one of the two correctness runs may take."""
+
+
 def find_sanitizer() -> str | None:
     """compute-sanitizer on the path or in a CUDA toolkit, whose folder often is not on the path."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
@@ -54,15 +60,23 @@ def correctness(quick: bool) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "tests/kernels/test_gpu.py"]
     root = Path(__file__).parents[1]
     found: dict[str, Any] = {}
-    runs = {"pytest": command + (["-k", "small"] if quick else [])}
+    together = ["-n", "6"] if importlib.util.find_spec("xdist") else []
+    runs = {"pytest": [*command, *together, *(["-k", "small"] if quick else [])]}
     if sanitizer := find_sanitizer():
-        runs["compute-sanitizer"] = [sanitizer, "--error-exitcode", "1", *command, "-k", "small or bfloat16-64"]
+        small = ["-k", "small or 128-torch.bfloat16"]
+        runs["compute-sanitizer"] = [sanitizer, "--error-exitcode", "1", *command, *small]
     else:
         found["compute-sanitizer"] = {"not run": "compute-sanitizer is neither on the path nor in a CUDA toolkit"}
     for name, run in runs.items():
         # torch's caching allocator would hide from the sanitizer what is read behind a tensor
         apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if name == "compute-sanitizer" else {}
-        done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=False, env={**os.environ, **apart})
+        try:
+            done = subprocess.run(
+                run, cwd=root, capture_output=True, text=True, check=False, env={**os.environ, **apart}, timeout=LIMIT
+            )
+        except subprocess.TimeoutExpired as error:
+            found[name] = {"not finished": f"{LIMIT} s", "tail": str(error.stdout or b"")[-2000:]}
+            continue
         lines = (done.stdout + done.stderr).strip().splitlines()
         found[name] = {"exit": done.returncode, "last": lines[-1] if lines else ""}
         if done.returncode not in (0, 5):  # 5: no test was selected, that is no GPU
@@ -84,8 +98,8 @@ def judge(row: dict[str, Any]) -> dict[str, float]:
     if "stats" in ms and "stats_without_entropy" in ms:
         found["entropy_cost"] = ms["stats"] / ms["stats_without_entropy"]
         found["stats_over_flash"] = ms["stats"] / dense
-    if "lists" in ms and "column_sparse" in ms:
-        found["lists_share"] = ms["lists"] / ms["column_sparse"]
+    if "map" in ms and "column_sparse" in ms:  # one selection serves the scales behind the decision
+        found["lists_share"] = (ms["map"] + ms["select"] / row["served"]) / ms["column_sparse"]
     if "flex" in ms and "csla" in ms:
         found["csla_over_flex"] = ms["flex"] / ms["csla"]
     return found
@@ -105,12 +119,23 @@ def run_kernels(case: KernelCase, rounds: int) -> dict[str, Any]:
         "shape": case.shape,
         "kept": case.kept,
         "ideal": case.ideal,
+        "served": len(case.schedule) - case.source,
         "milliseconds": {name: statistics.median(values) for name, values in times.items()},
         "spread": {name: [min(values), max(values)] for name, values in times.items()},
         "skipped": skipped,
     }
     row["judged"] = judge(row)
     return row
+
+
+def fill_caches(shapes: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Compile every transformer in processes of their own, at once, so that the timed one finds it on disk."""
+    command = [sys.executable, str(Path(__file__)), "--fill"]
+    return [
+        subprocess.Popen([*command, f"{shape}:{variant}"], stdout=subprocess.DEVNULL)
+        for shape in shapes
+        for variant in ("inductor", "sparvar")
+    ]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -130,47 +155,71 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_yticks([index + 0.18 for index in range(len(rows))], [row["case"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(f"% of the ideal speed-up over dense attention, {result['device']} (dashed: what is asked for)")
-    axes.legend(frameon=False)
+    axes.set_xlim(0, 100)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.07), ncols=2)
     figure.tight_layout()
     figure.savefig(path)
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Timed launches per variant.")] = 30,
-    models: Annotated[str, typer.Option(help="Shapes of whole transformers, separated by commas.")] = (
+    models: Annotated[str, typer.Option(help="Shapes of whole transformers, separated by commas; '' for none.")] = (
         "infinity-2b,infinity-8b"
+    ),
+    ratios: Annotated[str, typer.Option(help="Aspect ratios of kernels, separated by commas; '' for none.")] = (
+        ",".join(SCHEDULES)
     ),
     skip_tests: Annotated[bool, typer.Option(help="Do not run the correctness tests first.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Toy sizes on any device; writes nothing.")] = False,
+    fill: Annotated[str, typer.Option(help="shape:variant, compiled into the caches and no more.")] = "",
     out: Annotated[Path | None, typer.Option(help="JSON file instead of the one named after the device.")] = None,
 ) -> None:
-    """Run everything and print a table last."""
+    """Run everything; results are written as they come."""
+    if fill:
+        shape, variant = fill.split(":")
+        transformer_case(shape, Sizes.full(torch.device("cuda")), -1, (variant,), depth=8)
+        return
     if not torch.cuda.is_available() and not dry_run:
         raise typer.BadParameter("this machine has no CUDA device; --dry-run shows that the script works")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "dry run without a GPU"
     sizes = Sizes.toy(device) if dry_run else Sizes.full(device)
     result: dict[str, Any] = {"benchmark": "gpu", "format": 1, "device": name, "machine": machine(), "reach": REACH}
-    result["correctness"] = {"not run": "--skip-tests"} if skip_tests else correctness(quick=dry_run)
-    print(json.dumps(result["correctness"], indent=1), flush=True)
-    result["kernels"] = []
-    for case in kernel_cases(sizes, SCHEDULES):
-        row = run_kernels(case, 2 if dry_run else rounds)
-        result["kernels"].append(row)
-        print(row["case"], json.dumps({key: round(value, 3) for key, value in row["judged"].items()}), flush=True)
-    result["transformers"] = []
-    for shape in ["tiny"] if dry_run else models.split(","):
-        row = transformer_case(shape, sizes, 2 if dry_run else 5)
-        result["transformers"].append(row)
-        print(shape, json.dumps(row["ratios"]), flush=True)
-    if dry_run:
-        return
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = out or RESULTS / f"gpu-{slug}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, path.with_suffix(".png"))
-    print(f"wrote {path}")
+
+    def keep() -> None:
+        """Write what there is: a run that is cut short loses nothing."""
+        if not dry_run:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
+    result["kernels"] = []
+    for case in kernel_cases(sizes, SCHEDULES):
+        if case.ratio not in ratios.split(","):
+            continue
+        row = run_kernels(case, 2 if dry_run else rounds)
+        result["kernels"].append(row)
+        print(row["case"], json.dumps({key: round(value, 3) for key, value in row["judged"].items()}), flush=True)
+        keep()
+    shapes = ["tiny"] if dry_run else [shape for shape in models.split(",") if shape]
+    gc.collect()  # graphs and their memory, which the processes below want
+    torch.cuda.empty_cache()
+    fillers = [] if dry_run else fill_caches(shapes)
+    result["correctness"] = {"not run": "--skip-tests"} if skip_tests else correctness(quick=dry_run)
+    print(json.dumps(result["correctness"], indent=1), flush=True)
+    keep()
+    for filler in fillers:  # nothing else may run while times are taken
+        filler.wait()
+    result["transformers"] = []
+    for shape in shapes:
+        row = transformer_case(shape, sizes, 2 if dry_run else 4)
+        result["transformers"].append(row)
+        print(shape, json.dumps(row["ratios"]), json.dumps(row["first_seconds"]), flush=True)
+        keep()
+    if not dry_run and result["kernels"]:
+        draw(result, path.with_suffix(".png"))
+    print("dry run, nothing written" if dry_run else f"wrote {path}")
 
 
 if __name__ == "__main__":

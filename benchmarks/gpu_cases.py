@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sparvar
 from sparvar import kernels
 from sparvar.scale_plans import default_plan
-from sparvar.zoo import ShapedVAR, shaped
+from sparvar.zoo.shaped import SHAPES, ShapedVAR
 
 Schedule = tuple[tuple[int, int], ...]
 
@@ -109,6 +109,7 @@ class KernelCase:
     heads: int
     schedule: Schedule
     scale: int
+    ratio: str = ""
     kept: dict[str, float] = field(default_factory=dict)
     ideal: dict[str, float] = field(default_factory=dict)
 
@@ -234,27 +235,25 @@ class KernelCase:
 
             self._check_sparse(q, k, v, found, sparse(sets[0]))
             runs[name] = [partial(sparse, one) for one in sets]
-        runs["lists"] = [self._list_work(k.device)] * len(sets)
+        for name, work in zip(("select", "map"), self._list_work(k.device), strict=True):
+            runs[name] = [work] * len(sets)
 
-    def _list_work(self, device: torch.device) -> Callable[[], object]:
-        """Mapping of the decision scale's columns to this scale, and its share of the selection."""
-        source = max(1, len(self.schedule) - 3)
-        if source >= self.scale:
-            source = self.scale - 1
+    @property
+    def source(self) -> int:
+        """The decision scale: two scales behind it are sparse, and this one."""
+        return min(max(1, len(self.schedule) - 3), self.scale - 1)
+
+    def _list_work(self, device: torch.device) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Selection at the decision scale, and mapping of its columns to this scale."""
         heights, widths = (list(axis) for axis in zip(*self.schedule, strict=True))
-        h, w = self.schedule[source - 1]
-        total = sum(a * b for a, b in self.schedule[:source])
+        h, w = self.schedule[self.source - 1]
+        total = sum(a * b for a, b in self.schedule[: self.source])
         tiles = -(-h // TILE[0]) * -(-w // TILE[1])
         sums = torch.rand(self.sizes.rows, self.heads, tiles, total, device=device)
-        keep = round(BUDGET * total)
-
-        def work() -> object:
-            chosen = kernels.select_columns(sums, keep)
-            return kernels.map_columns(
-                *chosen, heights, widths, 0, source, self.scale, *TILE, "relative", SINK_SCALES, 7
-            )
-
-        return work
+        select = partial(kernels.select_columns, sums, round(BUDGET * total))
+        chosen = select()
+        fixed = (heights, widths, 0, self.source, self.scale, *TILE, "relative", SINK_SCALES, 7)
+        return select, partial(kernels.map_columns, *chosen, *fixed)
 
     def _add_flex(
         self,
@@ -267,8 +266,10 @@ class KernelCase:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         h, w = self.schedule[self.scale - 1]
-        if h % TILE[0] or w % TILE[1] or self.sizes.device.type != "cuda":
-            skipped["flex"] = "the grid is no multiple of the tile" if h % TILE[0] or w % TILE[1] else "needs a GPU"
+        ragged, last = h % TILE[0] or w % TILE[1], self.scale == len(self.schedule)
+        if ragged or not last or self.sizes.device.type != "cuda":
+            reason = "timed at the last scale" if not last else "needs a GPU"
+            skipped["flex"] = "the grid is no multiple of the tile" if ragged else reason
             return
         indices, counts = lists
         tiles = indices.shape[2]
@@ -296,7 +297,7 @@ def kernel_cases(sizes: Sizes, schedules: dict[str, Schedule]) -> Iterator[Kerne
             cut = schedule[: sizes.schedule_scales]
             for scale in range(len(cut) - sizes.last_scales + 1, len(cut) + 1):
                 h, w = cut[scale - 1]
-                yield KernelCase(f"{model} {ratio} {h}x{w}", sizes, heads, cut, scale)
+                yield KernelCase(f"{model} {ratio} {h}x{w}", sizes, heads, cut, scale, ratio)
 
 
 def _generations(model: ShapedVAR, device: torch.device, rounds: int) -> list[float]:
@@ -313,27 +314,53 @@ def _generations(model: ShapedVAR, device: torch.device, rounds: int) -> list[fl
     return sorted(seconds)
 
 
-def transformer_case(name: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
+WHOLE_BLOCKS = "sparvar-block"
+"""Blocks compiled whole, cross-attention and all: text of another length then compiles anew."""
+VARIANTS = ("eager", "inductor", "sparvar", WHOLE_BLOCKS)
+
+
+def _model(name: str, schedule: Schedule, sizes: Sizes, depth: int | None) -> ShapedVAR:
+    """A random-weight model, made where and as it runs: billions of random numbers are quicker there."""
+    shape = SHAPES[name] if depth is None else replace(SHAPES[name], depth=depth)
+    torch.set_default_dtype(sizes.dtype)
+    try:
+        with sizes.device:
+            return ShapedVAR(shape, schedule).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def transformer_case(
+    name: str, sizes: Sizes, rounds: int, variants: tuple[str, ...] = VARIANTS, depth: int | None = None
+) -> dict[str, Any]:
     """A random-weight transformer over the whole schedule: eager, Inductor, and the paper's plan under sparvar."""
     schedule = SCHEDULES["1:1"][: sizes.schedule_scales]
-    found: dict[str, Any] = {"shape": name, "seconds": {}, "peak_bytes": {}}
-    for variant in ("eager", "inductor", "sparvar"):
+    found: dict[str, Any] = {"shape": name, "seconds": {}, "peak_bytes": {}, "first_seconds": {}}
+    for variant in variants:
         torch.compiler.reset()
-        model = shaped(name, schedule).to(sizes.device, sizes.dtype)
+        model = _model(name, schedule, sizes, depth)
         if variant == "inductor":
             torch._dynamo.config.recompile_limit = 64
             for block in model.blocks:
                 block.compile(dynamic=False)
-        elif variant == "sparvar":
+        elif variant.startswith("sparvar"):
             shape = model.shape
             names = [f"blocks.{i}.sa" for i in range(shape.depth)]
-            sparvar.compile(model, default_plan(schedule, names, heads=shape.heads, head_dim=shape.head_dim))
+            plan = default_plan(schedule, names, heads=shape.heads, head_dim=shape.head_dim)
+            sparvar.compile(model, plan, grain="block" if variant == WHOLE_BLOCKS else "auto")
         if sizes.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        _generations(model, sizes.device, -1)
+        found["first_seconds"][variant] = time.perf_counter() - started
+        if rounds < 0:  # only to fill the compilers' caches
+            return found
         found["seconds"][variant] = _generations(model, sizes.device, rounds)
         if sizes.device.type == "cuda":
             found["peak_bytes"][variant] = torch.cuda.max_memory_allocated()
         del model
     middle = {variant: times[len(times) // 2] for variant, times in found["seconds"].items()}
     found["ratios"] = {other: middle[other] / middle["sparvar"] for other in ("eager", "inductor")}
+    if WHOLE_BLOCKS in middle:
+        found["ratios_whole_blocks"] = {other: middle[other] / middle[WHOLE_BLOCKS] for other in ("eager", "inductor")}
     return found

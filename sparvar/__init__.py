@@ -6,9 +6,11 @@ from sparvar.lazy import exports
 from sparvar.version import __version__
 
 if TYPE_CHECKING:
-    from sparvar.artefact import Artefact, load, verify
+    from sparvar.artefact.load import Artefact, load
+    from sparvar.artefact.verify import verify
     from sparvar.backend import attachment_of, compile, detach, reset
     from sparvar.calibrate import calibrate
+    from sparvar.collaborate import collaborate
     from sparvar.errors import (
         ArtefactError,
         CaptureError,
@@ -30,7 +32,7 @@ else:
     __getattr__, __dir__ = exports(
         __name__,
         {
-            "Artefact": "sparvar.artefact",
+            "Artefact": "sparvar.artefact.load",
             "ArtefactError": "sparvar.errors",
             "CaptureError": "sparvar.errors",
             "Explanation": "sparvar.explain",
@@ -46,14 +48,15 @@ else:
             "WeightsError": "sparvar.errors",
             "attachment_of": "sparvar.backend",
             "calibrate": "sparvar.calibrate",
+            "collaborate": "sparvar.collaborate",
             "compile": "sparvar.backend",
             "detach": "sparvar.backend",
             "explain": "sparvar.explain",
             "export_artefact": "sparvar.export",
             "fingerprint": "sparvar.passes",
-            "load": "sparvar.artefact",
+            "load": "sparvar.artefact.load",
             "reset": "sparvar.backend",
-            "verify": "sparvar.artefact",
+            "verify": "sparvar.artefact.verify",
         },
     )
 
@@ -75,6 +78,7 @@ __all__ = [
     "__version__",
     "attachment_of",
     "calibrate",
+    "collaborate",
     "compile",
     "detach",
     "explain",

@@ -21,8 +21,10 @@ from sparvar.passes import (
     fingerprint,
     make_visible,
 )
-from sparvar.runtime.attachment import Around, Attachment, Site, attach, attachment_of, detach
+from sparvar.runtime.attaching import attach, attachment_of, detach
+from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.schedules import parameters_of
+from sparvar.runtime.sites import Around, Site
 from sparvar.scale_plans import Plan, PlanSet, find_published, load_plan, published_models, shipped_plans
 from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs, unwrap_error
 
@@ -56,6 +58,15 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
     else:
         plans = PlanSet.of(load_plan(each) for each in ([source] if isinstance(source, Plan | Path | str) else source))
     for plan in plans.plans:
+        if plan.adapt is not None and plan.adapt.fingerprint not in _marks(model, plan, mark):
+            raise PlanError(
+                message(
+                    f"plan {plan.name}: adapt",
+                    f"be fitted on this {type(model).__name__} (fingerprint {mark[:19]}...)",
+                    f"fitted on another model ({plan.adapt.fingerprint[:19]}...)",
+                    "fit it on this one (sparvar.calibrate.fit_skip), or take adapt out of the plan",
+                )
+            )
         if plan.model.fingerprint and not _fits(plan, model, mark):
             raise PlanError(
                 message(
@@ -70,9 +81,12 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
 
 def _fits(plan: Plan, model: nn.Module, mark: str) -> bool:
     """Whether a plan names the fingerprint ``mark`` of ``model``, or the one it would have in the plan's own type."""
+    return plan.model.fingerprint in _marks(model, plan, mark)
+
+
+def _marks(model: nn.Module, plan: Plan, mark: str) -> set[str]:
     dtype = getattr(torch, plan.model.dtype, None)
-    marks = {mark} | ({fingerprint(model, dtype)} if isinstance(dtype, torch.dtype) else set())
-    return plan.model.fingerprint in marks
+    return {mark} | ({fingerprint(model, dtype)} if isinstance(dtype, torch.dtype) else set())
 
 
 def choose_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:
@@ -108,15 +122,17 @@ def choose_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:
     per_block: dict[str | None, int] = {}
     for candidate in candidates.values():
         per_block[candidate.block] = per_block.get(candidate.block, 0) + 1
+    shared: dict[str | None, int] = {}
+    for name in wanted:
+        shared[candidates[name].block] = shared.get(candidates[name].block, 0) + 1
     sites = []
     for name in wanted:
         candidate = candidates[name]
-        alone = candidate.block is not None and per_block[candidate.block] == 1
-        if grain == "block" and not alone:
-            raise OptionError(
-                message("option grain", "be attention where a block holds several attentions or none holds it", "block")
-            )
-        sites.append(_site(model, candidate, whole_block=alone and grain != "attention"))
+        own = candidate.block is not None and shared[candidate.block] == 1
+        if grain == "block" and not own:
+            raise OptionError(message("option grain", "be attention where no block holds a site alone", "block"))
+        alone = own and per_block[candidate.block] == 1
+        sites.append(_site(model, candidate, whole_block=grain == "block" or (alone and grain != "attention")))
     return sites
 
 
@@ -126,7 +142,7 @@ def blocks_around(model: nn.Module, plans: PlanSet, sites: Sequence[Site]) -> li
     Raises:
         PlanError: a site is in no block of its own.
     """
-    if not any(plan.pruning or plan.guidance for plan in plans.plans) or sites[0].wrapped != sites[0].name:
+    if not any(plan.reduces for plan in plans.plans) or sites[0].wrapped != sites[0].name:
         return []
     candidates = {candidate.name: candidate for candidate in find_candidates(model)}
     names = [candidates[site.name].block for site in sites]
@@ -203,9 +219,17 @@ def _attach(model: nn.Module, options: Options) -> nn.Module:
             unwrap=unwrap_error,
             narrow=narrow,
             around=around,
+            shortened=_shortened,
         ),
     )
     return model
+
+
+def _shortened(attachment: Attachment, plan: Plan, model: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    # Families load what few generations need.
+    from sparvar.chains import shortened
+
+    return shortened(attachment, plan, model, arguments)
 
 
 def reset(model: nn.Module) -> None:

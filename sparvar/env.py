@@ -17,6 +17,7 @@ __all__ = [
     "gpu_checks",
     "gpu_kernels",
     "gpu_tune",
+    "quiet_profiler",
     "upstream",
 ]
 
@@ -113,3 +114,8 @@ def upstream() -> Path | None:
     """Return the folder with checkouts of the public models, or None."""
     value = current("SPARVAR_UPSTREAM")
     return Path(value).expanduser() if value else None
+
+
+def quiet_profiler() -> None:
+    """Keep torch's profiler from writing lines of its own to stderr, unless the user asked for some."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from sparvar.backend import attachment_of
 from sparvar.passes import find_candidates, fingerprint
+from sparvar.scale_plans import ScaleWork, scale_work
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Explanation:
     graphs: tuple[GraphReport, ...] = ()
     generations: int = 0
     notes: tuple[str, ...] = field(default=())
+    work: tuple[ScaleWork, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,8 +78,35 @@ class Explanation:
             counts = ", ".join(f"{rule} {count}" for rule, count in graph.rewrites.items())
             lines.append(f"  scale {graph.scale:>2}  {graph.kind:<6}  {counts}")
             lines += [f"      {refusal}" for refusal in graph.refusals]
+        lines += _work_lines(self.work)
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _work_lines(work: tuple[ScaleWork, ...]) -> list[str]:
+    """FLOPs of the blocks per scale, and what each pass leaves of them."""
+    if not work:
+        return []
+    lines = ["FLOPs of the blocks with guidance, and the share that is left after each pass:"]
+    lines.append(f"  {'scale':>5}  {'GFLOP':>9}  {'columns':>8}  {'tokens':>8}  {'guidance':>8}  {'skipping':>8}")
+
+    def row(name: str, parts: Sequence[float]) -> str:
+        shares = "  ".join(f"{100 * part / parts[0]:>6.1f} %" for part in parts[1:])
+        return f"  {name:>5}  {parts[0] / 1e9:>9.2f}  {shares}"
+
+    each = [(one.dense, one.columns, one.tokens, one.rows, one.drawn) for one in work]
+    lines += [row(str(one.scale), parts) for one, parts in zip(work, each, strict=True)]
+    lines.append(row("all", [sum(parts) for parts in zip(*each, strict=True)]))
+    return lines
+
+
+def linear_flops(block: nn.Module) -> float:
+    """FLOPs of a block's linear layers per token; those that make modulation (``ada...``) see no tokens."""
+    return 2.0 * sum(
+        module.weight.numel()
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and not any(part.startswith("ada") for part in name.split("."))
+    )
 
 
 def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = None) -> Explanation:
@@ -111,7 +140,9 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
             reason = candidate.problem or "the plan does not list it"
             sites_found.append(SiteReport(candidate.name, candidate.calls, False, "", reason))
             continue
-        sparse = tuple(scale for (scale, at), kind in sorted(ran.items()) if at == layer and kind == "sparse")
+        sparse = tuple(
+            scale for (scale, at), kind in sorted(ran.items()) if at == layer and kind in ("sparse", "pruned")
+        )
         decided = next((scale for (scale, at), kind in ran.items() if at == layer and kind == "decide"), None)
         sites_found.append(
             SiteReport(
@@ -134,8 +165,15 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
         for report in sorted(attachment.reports, key=lambda report: (report.context.scale, report.context.kind))
         if any(plan.kind(report.context.scale, layer) == report.context.kind for layer in index.values())
     )
-    notes = (*attachment.notes, *(f"{site}: {reason}" for site, reason in attachment.left_alone.items()))
-    return Explanation(name, mark, plan.name, plan.digest, tuple(sites_found), graphs, attachment.generations, notes)
+    scales = [f"the last {plan.skip.last} of {plan.scales} scales are skipped"] if plan.skip is not None else []
+    if attachment.choices.seconds:
+        scales.append(str(attachment.choices))
+    notes = (*attachment.notes, *scales, *(f"{site}: {reason}" for site, reason in attachment.left_alone.items()))
+    block = next((candidate.block for candidate in candidates if candidate.name in index), None)
+    around = inner.get_submodule(block) if block is not None else attachment.sites[0].module
+    work = tuple(scale_work(plan, linear_flops(around)))
+    done = attachment.generations
+    return Explanation(name, mark, plan.name, plan.digest, tuple(sites_found), graphs, done, notes, work)
 
 
 def _unattached_reason(caches: bool) -> str:

@@ -28,8 +28,8 @@ class Options:
         inner: compiler of the rewritten graphs, ``"inductor"`` or ``"eager"``.
         strict: raise when a planned site cannot run sparse; otherwise warn and run it dense.
         grain: what is compiled around each self-attention: the module itself (``"attention"``), the
-            block that holds it (``"block"``: norms and MLP are fused too), or ``"auto"``: the block
-            where it holds exactly one attention, else the module.
+            block that holds it (``"block"``: norms, MLP and cross-attention are in the graph too, and text of another
+            length then compiles anew), or ``"auto"``: the block where it holds exactly one attention, else the module.
         dump: folder for the graphs before and after every pass, numbered, or None.
     """
 

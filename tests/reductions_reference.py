@@ -79,17 +79,41 @@ class _Run:
         if self.what.score == "entropy":
             mean = torch.stack([self.entropies[layer] for layer in range(first, last + 1)]).mean(0)
             return -_enlarge(mean[None, :, None], source, grid)[0, :, 0]
+        if self.what.score in ("tome", "pitome"):
+            units = F.normalize(x.mean(0), dim=-1)
+            cosine = units @ units.T
+            if self.what.score == "pitome":
+                return -cosine.mean(-1)
+            places = [n for n in range(x.shape[1]) if n // grid[1] % 2 == 0 and n % grid[1] % 2 == 0]
+            scores = -cosine[:, places].amax(-1)
+            scores[places] = float("inf")
+            return scores
         before, behind = self.source(first, last, x.shape[0])
         return _enlarge((behind - before).square().mean(-1).mean(0)[None, :, None], source, grid, "nearest")[0, :, 0]
 
     def span(self, first: int, last: int, share: float, x: Tensor, cond: Tensor, rope: Tensor, scale: int) -> Tensor:
         grid, source = self.model.schedule[scale - 1], self.model.schedule[self.what.source - 1]
         count = max(1, round(share * x.shape[1]))
-        kept = self.scores(first, last, x, scale).sort(descending=True, stable=True).indices[:count].sort().values
+        scores = self.scores(first, last, x, scale)
+        if self.what.fill == "anchor":
+            for n in range(x.shape[1]):
+                ends = ((n // grid[1], grid[0]), (n % grid[1], grid[1]))
+                if all(at % 4 == 0 or at == size - 1 for at, size in ends):
+                    scores[n] = float("inf")
+        kept = scores.sort(descending=True, stable=True).indices[:count].sort().values
         y = x[:, kept]
+        if self.what.fill == "merge":
+            units = F.normalize(x.mean(0), dim=-1)
+            groups = (units @ units[kept].T).argmax(-1)
+            groups[kept] = torch.arange(len(kept))
+            y = torch.stack([x[:, groups == number].mean(1) for number in range(len(kept))], dim=1)
         for layer in range(first, last + 1):
             y = self.block(layer, y, cond, rope[:, kept], scale)
+        if self.what.fill == "merge":
+            return y[:, groups]
         before, behind = self.source(first, last, x.shape[0])
+        if self.what.fill == "anchor":
+            return self.anchored(x, y, kept, _enlarge(behind, source, grid), behind - before, grid, source)
         whole = {
             "input": x.clone(),
             "output": _enlarge(behind, source, grid),
@@ -97,6 +121,30 @@ class _Run:
         }[self.what.fill]
         whole[:, kept] = y
         return whole
+
+    @staticmethod
+    def anchored(
+        x: Tensor, y: Tensor, kept: Tensor, guide: Tensor, added: Tensor, grid: tuple[int, int], source: tuple[int, int]
+    ) -> Tensor:
+        """SparseVAR: the output of the most similar of the four anchors around, if the cosine is 0.8 or more."""
+        whole = x + _enlarge(added, source, grid)
+        whole[:, kept] = y
+        found = whole.clone()
+        lines = [sorted({*range(0, size, 4), size - 1}) for size in grid]
+        units = F.normalize(guide, dim=-1)
+        for n in range(x.shape[1]):
+            if n in kept.tolist():
+                continue
+            near = []
+            for axis, at in zip(lines, divmod(n, grid[1]), strict=True):
+                low = max(line for line in axis if line <= at)
+                near.append((low, min([line for line in axis if line > at], default=low)))
+            around = [a * grid[1] + b for a in near[0] for b in near[1]]
+            cosines = [float((units[:, n] * units[:, each]).sum(-1).mean()) for each in around]
+            best = max(range(4), key=lambda i: cosines[i])
+            if cosines[best] >= 0.8:
+                found[:, n] = whole[:, around[best]]
+        return found
 
     def scale(self, scale: int, x: Tensor, cond: Tensor, rope: Tensor) -> Tensor:
         self.outputs[scale, -1] = x

@@ -95,8 +95,20 @@ class Chain:
 
         ``table`` is used up. ``noise`` draws a value that is not in the table, at the first step that reads it.
         """
+        self.run_calls(self.calls, programs, table, noise, timer)
+        return table[self.slots["image"]]
+
+    def run_calls(
+        self,
+        calls: Sequence[Call],
+        programs: Mapping[str, Run],
+        table: list[Any],
+        noise: Callable[[str], Any],
+        timer: Timer | None = None,
+    ) -> None:
+        """Run some calls: read their inputs from ``table``, put their outputs there, drop what nothing reads later."""
         names = self.names
-        for call in self.calls:
+        for call in calls:
             for slot in call.inputs:
                 if table[slot] is None:
                     table[slot] = noise(names[slot])
@@ -109,4 +121,3 @@ class Chain:
             del outputs
             for slot in call.last:
                 table[slot] = None
-        return table[self.slots["image"]]

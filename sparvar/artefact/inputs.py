@@ -46,7 +46,7 @@ def requests(manifest: Manifest, first: Sequence[Any], seed: int, given: Mapping
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArtefactError(message("seed", "be a whole number", repr(seed)))
     ready = {name: _value(spec, values, manifest.images) for name, spec in specs.items()}
-    batched = {name for name, spec in specs.items() if spec.kind != "number"}
+    batched = [name for name, spec in specs.items() if spec.kind != "number"]
     counts = {name: len(ready[name]) for name in batched}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sparvar.artefact.executor import Chain, Timer
 from sparvar.artefact.files import check_files, unpack
+from sparvar.artefact.golden import golden_run
+from sparvar.artefact.graphs import Graphs
 from sparvar.artefact.inputs import Request, requests
 from sparvar.artefact.manifest import FormatSpec, Manifest, read_manifest
 from sparvar.artefact.noise import NumpyNoiseStream, TorchNoiseStream
@@ -36,20 +39,50 @@ class Session:
         used = [each for each in artefact.manifest.buffers if each.name in artefact.chain.slots]
         buffers = {each.name: artefact.engine.buffer(each.shape, each.dtype) for each in used}
         self._values = {**artefact.tensors, **buffers}
+        self._graphs: Graphs | None = None
 
     def run(self, request: Request, timer: Timer | None = None) -> Any:
-        """One run of the programs: images [images, 3, H, W] of one request."""
+        """One run of the programs: images [images, 3, H, W] of one request.
+
+        With CUDA graphs the first run also captures them. A run with a ``timer`` calls the programs one by one.
+        """
         artefact, engine = self._artefact, self._artefact.engine
-        streams = NumpyNoiseStream if engine.name == "onnx" else TorchNoiseStream
-        noise: Any = streams(artefact.manifest.noise, request.seed, artefact.manifest.images)
-        dtypes = {each.name: each.dtype for each in artefact.manifest.noise}
-        given = {each.name: each for each in artefact.manifest.inputs}
-        values = {f"inputs/{name}": engine.tensor(value, given[name].dtype) for name, value in request.values.items()}
-        table = artefact.chain.table({**self._values, **values})
+        given = {each.name: each.dtype for each in artefact.manifest.inputs}
+        values = {f"inputs/{name}": engine.tensor(value, given[name]) for name, value in request.values.items()}
         with engine.running():
-            return artefact.chain.run(
-                artefact.programs, table, lambda name: engine.tensor(noise.next(name), dtypes[name]), timer
-            )
+            if artefact.graphs and timer is None:
+                if self._graphs is None:
+                    with artefact.alone:
+                        self._graphs = self._captured(values, request.seed)
+                return self._graphs.run(values, self._noise(request.seed))
+            with artefact.alone if artefact.graphs else nullcontext():
+                timed = timer is not None and engine.name == "aoti"
+                programs = engine.timed(artefact.programs) if timed else artefact.programs
+                table = artefact.chain.table({**self._values, **values})
+                return artefact.chain.run(programs, table, self._noise(request.seed), timer)
+
+    def _noise(self, seed: int) -> Callable[[str], Any]:
+        manifest, engine = self._artefact.manifest, self._artefact.engine
+        streams = NumpyNoiseStream if engine.name == "onnx" else TorchNoiseStream
+        noise: Any = streams(manifest.noise, seed, manifest.images)
+        dtypes = {each.name: each.dtype for each in manifest.noise}
+        return lambda name: engine.tensor(noise.next(name), dtypes[name])
+
+    def _captured(self, values: Mapping[str, Any], seed: int) -> Graphs:
+        artefact = self._artefact
+        given = {f"inputs/{each.name}": each.spec for each in artefact.manifest.inputs}
+        given |= {each.name: each.spec for each in artefact.manifest.noise}
+        programs = artefact.format.programs
+        graphs = Graphs(
+            artefact.chain,
+            artefact.programs,
+            self._values,
+            given,
+            lambda name: programs[name].scale,
+            artefact.engine.device,
+        )
+        graphs.capture(values, self._noise(seed))
+        return graphs
 
 
 class Artefact:
@@ -59,24 +92,46 @@ class Artefact:
         folder: where its files are.
         manifest: what it holds.
         format: the format in use, ``name`` its name.
+        graphs: whether generations are replayed as CUDA graphs.
         load_seconds: time that loading took.
     """
 
     load_seconds = 0.0
 
-    def __init__(self, folder: Path, manifest: Manifest, name: str, device: str | None, sessions: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        name: str,
+        device: str | None = None,
+        sessions: int = 1,
+        graphs: bool | None = None,
+    ) -> None:
         self.folder, self.manifest, self.name = folder, manifest, name
         self.format: FormatSpec = manifest.formats[name]
-        self.engine = _engine(name, device or self.format.device)
+        device = device or self.format.device
+        kind = device.partition(":")[0]
+        if name != "onnx" and kind != self.format.device:
+            must = f"be {self.format.device}, which the programs were built for"
+            raise ArtefactError(message("device", must, device, f"export the artefact for {kind}"))
+        self.graphs = name == "aoti" and kind == "cuda" if graphs is None else graphs
+        if self.graphs and (name, kind) != ("aoti", "cuda"):
+            raise OptionError(message("graphs", "be left out but for aoti on a CUDA device", f"{name} on {kind}"))
+        self.engine = _engine(name, device)
         self.engine.check(self.format.requires)
         self.engine.adopt([folder / each for each in self.format.native])
         self.chain = Chain(self.format.steps, KEPT)
         self.tensors = self._tensors()
+        # Programs are called by one thread at a time where graphs hold them: what many runners need, no graph may.
+        self.alone = threading.Lock()
+        runners = 1 if self.graphs else sessions
         self.programs = {
-            each: self.engine.program(folder / program.file, sessions) for each, program in self.format.programs.items()
+            each: self.engine.program(folder / program.file, runners) for each, program in self.format.programs.items()
         }
+        self._sessions = sessions
         self._free = [Session(self) for _ in range(sessions)]
         self._waiting = threading.Condition()
+        self._warming = threading.Lock()
 
     def _tensors(self) -> dict[str, Any]:
         found = {}
@@ -107,7 +162,7 @@ class Artefact:
                 self._waiting.notify()
 
     def generate(self, *first: Any, seed: int = 0, timer: Timer | None = None, **given: Any) -> Any:
-        """Draw images.
+        """Draw images. Threads may call this at once: each waits for a session of its own.
 
         Args:
             first: the artefact's first input: class names or numbers of as many images as are wanted, or embeddings
@@ -130,46 +185,25 @@ class Artefact:
             parts.append(self.engine.images(images, request.wanted))
         return self.engine.joined(parts)
 
+    def golden(self) -> tuple[Request, Any, float]:
+        """The recorded request, the image that it must give (NumPy), and the PSNR in dB that it must have.
+
+        Raises `ArtefactError` where the recording is not complete.
+        """
+        return golden_run(self.folder, self.manifest, self.name == "onnx")
+
     def warm_up(self, runs: int = 1) -> None:
-        """Run every program of every session, so that the first request finds caches and pages warm."""
-        request = next(iter(requests(self.manifest, _defaults(self.manifest), 0, {})))
-        sessions = []
-        with self._waiting:
-            while len(self._free) < 1:
-                self._waiting.wait()
-            sessions, self._free = self._free, []
-        try:
-            for session in sessions:
+        """Draw the golden image in every session, so that the first request finds pages, caches and graphs ready."""
+        request = self.golden()[0]
+        with self._warming, ExitStack() as stack:
+            for session in [stack.enter_context(self.session()) for _ in range(self._sessions)]:
                 for _ in range(runs):
                     session.run(request)
-        finally:
-            with self._waiting:
-                self._free += sessions
-                self._waiting.notify_all()
-
-
-def _defaults(manifest: Manifest) -> tuple[Any, ...]:
-    """Some value for the first input, where it is classes."""
-    first = manifest.inputs[0]
-    if first.kind == "class":
-        return ([0] * manifest.images,)
-    raise OptionError(
-        message("warm_up", "be given inputs where the artefact takes embeddings", "none", "call generate instead")
-    )
 
 
 def _engine(name: str, device: str) -> Any:
-    if name == "aoti":
-        from sparvar.artefact.engines.aoti import AotiEngine
-
-        return AotiEngine(device)
-    if name == "onnx":
-        from sparvar.artefact.engines.onnx import OnnxEngine
-
-        return OnnxEngine(device)
-    from sparvar.artefact.engines.tensorrt import TensorRtEngine
-
-    return TensorRtEngine(device)
+    classes = {"aoti": "AotiEngine", "onnx": "OnnxEngine", "tensorrt": "TensorRtEngine"}
+    return getattr(importlib.import_module(f"sparvar.artefact.engines.{name}"), classes[name])(device)
 
 
 def choose_format(manifest: Manifest, name: str | None) -> str:
@@ -219,6 +253,7 @@ def load(
     format: str | None = None,
     device: str | None = None,
     sessions: int = 1,
+    graphs: bool | None = None,
     trust: bool = False,
 ) -> Artefact:
     """Load an artefact: a folder, or the single file of one.
@@ -231,6 +266,7 @@ def load(
         format: ``aoti``, ``onnx`` or ``tensorrt``; the first that is there and can run if None.
         device: ``cpu`` or ``cuda``; the one it was made for if None.
         sessions: generations that may run at once; each has buffers of its own for keys and values.
+        graphs: replay each scale as a CUDA graph; where there is a GPU if None.
         trust: run native code of artefacts from elsewhere.
 
     Raises:
@@ -243,6 +279,6 @@ def load(
     name = choose_format(manifest, format)
     check_files(folder, manifest)
     require_trust(manifest, digest, name, trust)
-    artefact = Artefact(folder, manifest, name, device, sessions)
+    artefact = Artefact(folder, manifest, name, device, sessions, graphs)
     artefact.load_seconds = time.perf_counter() - started
     return artefact

@@ -1,6 +1,7 @@
 """Calibration: from a model, a few prompts and a budget to the cheapest plan that meets it on this machine."""
 
 from sparvar.calibrate.checkpoint import apply_checkpoint
+from sparvar.calibrate.fit_skip import SkipFit, fit_skip
 from sparvar.calibrate.run import Budget, Calibration, Effort, calibrate
 from sparvar.calibrate.subject import Subject, load_subject
 from sparvar.calibrate.transfer_loss import compare_plans
@@ -9,9 +10,11 @@ __all__ = [
     "Budget",
     "Calibration",
     "Effort",
+    "SkipFit",
     "Subject",
     "apply_checkpoint",
     "calibrate",
     "compare_plans",
+    "fit_skip",
     "load_subject",
 ]

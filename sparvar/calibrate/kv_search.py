@@ -11,7 +11,7 @@ import torch
 
 from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, message
-from sparvar.runtime.attachment import detach
+from sparvar.runtime.attaching import detach
 from sparvar.scale_plans import KVCompression, Plan
 
 
@@ -45,7 +45,7 @@ def calibrate_kv(
     steps: int = 3,
     inner: str = "eager",
 ) -> tuple[Plan | None, dict[int, float]]:
-    """``base`` with the smallest cache whose images keep ``min_psnr`` dB, and the mean PSNR of every budget tried.
+    """``base`` with the smallest cache whose images stay within ``min_psnr`` dB, and the mean PSNR of every budget.
 
     Args:
         subject: unattached.

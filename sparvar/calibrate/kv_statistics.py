@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparvar.calibrate.subject import Subject
-from sparvar.runtime.attachment import attachment_of, detach
+from sparvar.runtime.attaching import attachment_of, detach
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.key_scores import observation_queries, weights_of
 from sparvar.scale_plans import Plan

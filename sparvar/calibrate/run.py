@@ -18,21 +18,14 @@ import torch
 from sparvar.calibrate import costs as cost_tables
 from sparvar.calibrate.costs import CostTable
 from sparvar.calibrate.decisions import decisions_record
+from sparvar.calibrate.effects import measure_effects
 from sparvar.calibrate.facts import facts
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.loop import Held, Loop, Trial
 from sparvar.calibrate.observe import merged
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.pruning import choose_thresholds
-from sparvar.calibrate.reductions import (
-    Effects,
-    Reduction,
-    as_record,
-    expanded,
-    guided_candidates,
-    pruned_candidates,
-    source_candidates,
-)
+from sparvar.calibrate.reductions import Effects, as_record, expanded
 from sparvar.calibrate.runner import Measured, Runner, split_prompts
 from sparvar.calibrate.solver import Case
 from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
@@ -335,24 +328,7 @@ class _Steps:
         """What leaving out tokens and rows does, each alone; None where calibration may not leave any out."""
         if not self.reduce or self.gpu is not None or self.budget.max_error is not None:
             return None
-        dense = self.runner.measure(self.base, "probe", max(2, self.effort.probes))
-        damage: dict[Reduction, float] = {}
-
-        def measure(what: str, found: Sequence[Reduction]) -> None:
-            for number, each in enumerate(found, start=1):
-                self.say(f"leaving out {what}: {number} of {len(found)}")
-                plan = self.base.replace(**each.fields(self.layers))
-                damage[each] = self.runner.measure(plan, "probe", self.effort.probes, inner="eager").damage
-
-        if self.runner.guided():
-            measure("guidance", guided_candidates(self.base))
-        sources = source_candidates(self.base)
-        measure("tokens, by source", sources)
-        if sources:
-            best = min(sources, key=lambda each: damage[each])
-            assert best.pruned is not None
-            measure("tokens", pruned_candidates(self.base, best.pruned.source))
-        return Effects(damage, dense.took)
+        return measure_effects(self.runner, self.base, self.effort.probes, self.say)
 
     def _whole_generations(self, table: CostTable, sites: Sites) -> None:
         """Correct the table by what its sites took in whole generations.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
+from sparvar.calibrate.heap import sparing
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.observe import Observer, as_record, merged
 from sparvar.calibrate.predict import names_of, relative_errors
@@ -140,7 +141,8 @@ class Runner:
 
         def draw() -> Tensor:
             self.detach()
-            return self._draw(stage, number)
+            with sparing():
+                return self._draw(stage, number)
 
         return self.journal.image(f"{stage}/{number}", draw)
 
@@ -164,7 +166,9 @@ class Runner:
         if not kinds <= self._warm:
             self.say("compiling")
             give_back()
-            self._draw(stage, 0)
+            with sparing():
+                self._draw(stage, 0)
+            self._draw(stage, 0)  # the first touches of memory that timed generations find
             self._warm |= kinds
 
     def observe(self, key: str, space: Space, number: int, stage: str = "observe", full: bool = True) -> dict[str, Any]:
@@ -182,7 +186,8 @@ class Runner:
             pruning = PruningSums(self.base, representative_scale(self.base)) if full else None
             observer = attachment.observer = Observer(self.base, space, pruning, number)
             try:
-                self._draw(stage, number)
+                with sparing():
+                    self._draw(stage, number)
             finally:
                 self.detach()
             return {"rows": observer.rows, "sites": as_record(observer.sites)}

@@ -74,7 +74,8 @@ class Case:
         """No choice within the case takes less."""
         layers = self.scales[0].mapped.shape[1] if self.scales else 0
         options = ((scale.mapped_seconds.min(), scale.local_seconds.min()) for scale in self.scales)
-        return self.seconds + sum(layers * min(0.0, *map(float, pair)) for pair in options)
+        decide = layers * min(0.0, self.decide_seconds)
+        return self.seconds + decide + sum(layers * min(0.0, *map(float, pair)) for pair in options)
 
 
 @dataclass(frozen=True)

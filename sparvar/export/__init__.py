@@ -2,6 +2,16 @@
 
 from sparvar.export.artefact import FORMATS, Export, export_artefact
 from sparvar.export.families import FAMILIES, Family, family_of
+from sparvar.export.formats.tensorrt_format import tensorrt_coverage
 from sparvar.export.subject import load_exportable
 
-__all__ = ["FAMILIES", "FORMATS", "Export", "Family", "export_artefact", "family_of", "load_exportable"]
+__all__ = [
+    "FAMILIES",
+    "FORMATS",
+    "Export",
+    "Family",
+    "export_artefact",
+    "family_of",
+    "load_exportable",
+    "tensorrt_coverage",
+]

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import errno
 import hashlib
+import importlib
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,17 +36,19 @@ from sparvar.artefact.manifest import (
     PlanFacts,
     TensorSpec,
 )
+from sparvar.artefact.memory import workspace
 from sparvar.artefact.trust import remember
 from sparvar.backend import resolve_plan
 from sparvar.errors import OptionError, OutputError, message
 from sparvar.export.families import Family, family_of
+from sparvar.export.formats.aoti import disk_error
 from sparvar.export.formats.specs import tensor_spec
 from sparvar.export.golden import golden_inputs, run_traced
-from sparvar.export.memory import marked, peaks
 from sparvar.export.programs import Generation, record_blocks
 from sparvar.export.readme import readme
 from sparvar.passes import fingerprint
 from sparvar.scale_plans import Plan, write_whole
+from sparvar.scale_plans.data import OPTIONAL_FIELDS
 from sparvar.version import __version__
 
 FORMATS = ("aoti", "onnx", "tensorrt")
@@ -112,9 +116,10 @@ def export_artefact(
     plans = resolve_plan(whole, plan)
     if len(plans.plans) != 1:
         raise OptionError(message("plan", "be one plan", f"{len(plans.plans)}", "export one artefact for each"))
-    if plans.plans[0].kv is not None:
-        must = "keep its KV caches whole: exported programs hold buffers for all keys"
-        raise OptionError(message("plan", must, f"kv with method {plans.plans[0].kv.method}", "take kv out of it"))
+    reduced = [name for name in OPTIONAL_FIELDS if getattr(plans.plans[0], name) is not None]
+    if reduced:
+        must = "leave out nothing but columns: programs draw every token and row of every scale"
+        raise OptionError(message("plan", must, f"one with {', '.join(reduced)}", "take these out of it"))
     target = Path(out)
     single = target.suffix == ".sparvar"
     _check_target(target, single)
@@ -146,7 +151,10 @@ def _check_target(target: Path, single: bool) -> None:
 
 
 def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, say: Say) -> None:
-    inputs = golden_inputs(family, asked.inputs)
+    for name in asked.formats:
+        _maker(name).require()
+    recording = golden_inputs(family, asked.inputs)
+    inputs = {each: tensor.to(family.device) for each, tensor in recording.items()}
     say("recording the blocks in one dense generation", 0.0)
     recorded = record_blocks(family, plan, inputs)
     write_whole(folder / "plan.json", plan.dumps().encode())
@@ -154,6 +162,7 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
     constants: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     formats: dict[str, FormatSpec] = {}
+    traced: dict[str, tuple[Generation, Callable[[str, float], None]]] = {}
     image: Tensor | None = None
     share = 1 / len(asked.formats)
     for number, name in enumerate(asked.formats):
@@ -162,23 +171,25 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
         def told(text: str, part: float, base: float = base) -> None:
             say(text, 0.03 + 0.94 * (base + share * part))
 
-        maker = _maker(name)
-        made: Generation = maker.trace(family, plan, recorded, inputs, told)
+        made: Generation = _maker(name).trace(family, plan, recorded, inputs, told)
+        traced[name] = made, told
         weights.update(made.weights)
         constants.update(made.constants)
         buffers.update(made.buffers)
         if image is None:
             told("drawing the golden image", 0.1)
             image = run_traced(made, inputs, GOLDEN_SEED)
-        formats[name] = maker.write(made, folder, work / name, asked.jobs, told)
     assert image is not None
-    say("writing tensors", 0.97)
+    # Before the programs: those of some formats point into these files.
     _save(folder / "weights.safetensors", weights)
     _save(folder / "constants.safetensors", constants)
-    _save(folder / "golden.safetensors", {**{f"inputs/{k}": v for k, v in inputs.items()}, "image": image})
+    for name, (generation, tell) in traced.items():
+        formats[name] = _maker(name).write(generation, folder, work / name, asked.jobs, tell)
+    say("writing tensors", 0.97)
+    _save(folder / "golden.safetensors", {**{f"inputs/{k}": v for k, v in recording.items()}, "image": image})
     manifest = _manifest(folder, family, plan, asked, formats, image, buffers)
     say("measuring memory", 0.98)
-    manifest = _measured(folder, manifest, inputs)
+    manifest = _measured(folder, manifest, recording)
     (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
     manifest = dataclasses.replace(manifest, files={**manifest.files, "README.md": _file(folder / "README.md")})
     (folder / "manifest.json").write_text(manifest.check().dumps(), encoding="utf-8")
@@ -189,13 +200,9 @@ def _measured(folder: Path, manifest: Manifest, inputs: Mapping[str, Tensor]) ->
     sizes = {name: (folder / f"{name}.safetensors").stat().st_size for name in ("weights", "constants")}
     memory = {**sizes, "buffers": sum(_bytes(each.spec) for each in manifest.buffers)}
     formats = dict(manifest.formats)
-    if "aoti" in formats and formats["aoti"].device == "cpu":
-        artefact = Artefact(folder, manifest, "aoti", None, 1)
-        request = Request(dict(inputs), GOLDEN_SEED, manifest.images)
-        artefact.programs = marked(artefact.programs)
-        with artefact.session() as session:
-            session.run(request)  # what is made once, lists and the kernels' tables, is no part of a generation
-            memory["workspace"], each = peaks(lambda: session.run(request))
+    if "aoti" in formats:
+        artefact = Artefact(folder, manifest, "aoti")
+        memory["workspace"], each = workspace(artefact, Request(dict(inputs), GOLDEN_SEED, manifest.images))
         programs = {
             name: dataclasses.replace(program, workspace=each.get(name, 0))
             for name, program in formats["aoti"].programs.items()
@@ -209,18 +216,16 @@ def _bytes(spec: TensorSpec) -> int:
 
 
 def _maker(name: str) -> Any:
-    if name == "aoti":
-        from sparvar.export.formats import aoti_format as maker
-    elif name == "onnx":
-        from sparvar.export.formats import onnx_format as maker  # type: ignore[no-redef]
-    else:
-        from sparvar.export.formats import tensorrt_format as maker  # type: ignore[no-redef]
-    return maker
+    return importlib.import_module(f"sparvar.export.formats.{name}_format")
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as safetensors, each with memory of its own."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}, path)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:
+        raise disk_error(str(error)) from error
 
 
 def _manifest(
@@ -256,7 +261,9 @@ def _manifest(
         files={
             path.relative_to(folder).as_posix(): _file(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
-        golden=Golden("golden.safetensors", {"seed": GOLDEN_SEED, "psnr_db": LEAST_PSNR}),
+        golden=Golden(
+            "golden.safetensors", {"seed": GOLDEN_SEED, "psnr_db": LEAST_PSNR, "threads": torch.get_num_threads()}
+        ),
         memory={},
     )
 

@@ -14,9 +14,11 @@ from torch import Tensor, fx, nn
 from sparvar.backend import choose_sites
 from sparvar.errors import CaptureError, message
 from sparvar.passes import GraphContext
-from sparvar.runtime.attachment import Attachment, Site, attach, detach
+from sparvar.runtime.attaching import attach, detach
+from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.context import current
 from sparvar.runtime.session import Session
+from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan, PlanSet
 from sparvar.site_graphs import copy_of, unwrap_error
 

@@ -19,7 +19,7 @@ from sparvar.export.families import Family
 from sparvar.export.rewrite import BlockProgram, SiteMaker, block_program
 from sparvar.export.sites import kind_of, local_constants, native_site
 from sparvar.export.trace import Program, export_graph, trace, weight_names
-from sparvar.runtime.attachment import Site
+from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan
 
 Say = Callable[[str], None]
@@ -126,11 +126,14 @@ class Builder:
         self.family, self.plan = made.family, made.plan
         self.prefixes = [f"{site.wrapped}." for site in recorded.sites]
 
-    def _add(self, name: str, scale: int, kind: str, function: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def add(self, name: str, scale: int, kind: str, function: object, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Trace a function of named values into a program, and a step that calls it; returns what it gives."""
         exported, takes, gives, weights, out = trace(self.family, function, given)  # type: ignore[arg-type]
-        self._store({self._weight(name): tensor for name, tensor in weights.items()})
-        takes = [f"weights/{self._weight(each[8:])}" if each.startswith("weights/") else each for each in takes]
-        program = Program(name, scale, kind, exported, takes, gives, flops=flops_of(exported, self._examples(exported)))
+        self._store({self.weight_name(name): tensor for name, tensor in weights.items()})
+        takes = [f"weights/{self.weight_name(each[8:])}" if each.startswith("weights/") else each for each in takes]
+        program = Program(
+            name, scale, kind, exported, takes, gives, flops=self._flops(exported, self._examples(exported))
+        )
         program.dense_flops = program.flops
         self.made.programs[name] = program
         self.made.steps.append(Step(name, tuple(takes), tuple(gives)))
@@ -141,10 +144,13 @@ class Builder:
         assert exported.example_inputs is not None
         return list(exported.example_inputs[0])
 
+    def _flops(self, module: nn.Module | ExportedProgram, examples: list[Tensor]) -> int:
+        return flops_of(module, examples, self.family.device)
+
     def _store(self, weights: dict[str, Tensor]) -> None:
         self.made.weights.update(weights)
 
-    def _weight(self, name: str) -> str:
+    def weight_name(self, name: str) -> str:
         """The name in the artefact: a block's weights are called by the layer, whatever the model calls its blocks."""
         for layer, prefix in enumerate(self.prefixes):
             if name.startswith(prefix):
@@ -157,29 +163,32 @@ class Builder:
         def begin(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return self.family.begin({name.removeprefix("inputs/"): tensor for name, tensor in tensors.items()})
 
-        return self._add("begin", 0, "begin", begin, given)
+        return self.add("begin", 0, "begin", begin, given)
 
     def leave(self, scale: int, state: dict[str, Tensor]) -> None:
         shapes = [noise for noise in self.family.noise if noise.scale == scale]
-        noises = {each.name: torch.full(each.shape, 0.5, dtype=getattr(torch, each.dtype)) for each in shapes}
+        device = self.family.device
+        noises = {
+            each.name: torch.full(each.shape, 0.5, dtype=getattr(torch, each.dtype), device=device) for each in shapes
+        }
 
         def leave(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             noise = {name: tensor for name, tensor in tensors.items() if name in noises}
             rest = {name: tensor for name, tensor in tensors.items() if name not in noises}
             return self.family.leave(scale, rest, noise)
 
-        state.update(self._add(f"scale{scale:02d}-leave", scale, "leave", leave, {**state, **noises}))
+        state.update(self.add(f"scale{scale:02d}-leave", scale, "leave", leave, {**state, **noises}))
 
     def decode(self, state: dict[str, Tensor]) -> None:
         state = {name: tensor for name, tensor in state.items() if name != "x"}
-        self._add("decode", 0, "decode", lambda tensors: {"image": self.family.decode(tensors)}, state)
+        self.add("decode", 0, "decode", lambda tensors: {"image": self.family.decode(tensors)}, state)
 
     def blocks(self, scale: int, state: dict[str, Tensor]) -> None:
         graph = self.recorded.of(scale)
         kinds = [kind_of(self.plan, scale, layer) for layer in range(len(self.plan.layers))]
         inputs = self.inputs_of(graph, scale)
         dense = block_program(graph, "dense", self.plan, inputs)
-        dense_flops = flops_of(dense.module, dense.examples)
+        dense_flops = self._flops(dense.module, dense.examples)
         for kind, run in groupby(range(len(kinds)), key=kinds.__getitem__):
             name = f"scale{scale:02d}-{kind}"
             if name not in self.made.programs:
@@ -209,7 +218,7 @@ class Builder:
             assert changed is not None
             return {"x": changed}
 
-        self._add(f"scale{scale:02d}-after{layer:02d}", scale, "between", between, state)
+        self.add(f"scale{scale:02d}-after{layer:02d}", scale, "between", between, state)
 
     def _add_block(self, name: str, block: BlockProgram, dense_flops: int) -> None:
         device = self.family.device
@@ -257,7 +266,7 @@ class Builder:
         return f"constants/{plain}.{scale}.{{layer}}"
 
     def _weight_input(self, graph: BlockGraph, number: int, tensors: dict[int, Tensor]) -> str:
-        named = {layer: self._weight(graph.weights[layer][number]) for layer in graph.layers}
+        named = {layer: self.weight_name(graph.weights[layer][number]) for layer in graph.layers}
         self._store({named[layer]: tensor for layer, tensor in tensors.items()})
         if len(set(named.values())) == 1:
             return f"weights/{named[graph.layers[0]]}"
@@ -282,11 +291,11 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def flops_of(module: nn.Module | ExportedProgram, examples: list[Tensor]) -> int:
+def flops_of(module: nn.Module | ExportedProgram, examples: list[Tensor], device: torch.device | str = "cpu") -> int:
     """Multiplications and additions of the matrix products, convolutions and attention of a graph."""
     graph = module.module() if isinstance(module, ExportedProgram) else module
     ours = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
     counter = FlopCounterMode(display=False, custom_mapping=ours)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-        graph(*(torch.empty_strided(each.shape, each.stride(), dtype=each.dtype) for each in examples))
+        graph(*(torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device) for each in examples))
     return counter.get_total_flops()

@@ -69,8 +69,8 @@ def block_program(
         inputs: value name of every placeholder, "" for the caches.
         site: makes what stands for attention.
         functional: keys and values come in and go out as values ``k.{layer}`` and ``v.{layer}``, as formats without
-            mutable inputs need it, and large MLPs stay whole. Otherwise they are written into buffers, and MLPs run over
-            chunks of rows at sparse scales, as in process.
+            mutable inputs need it, and large MLPs stay whole. Otherwise they are written into buffers, and MLPs run
+            over chunks of rows at sparse scales, as in process.
 
     Raises:
         CaptureError: the attention was not recognised.

@@ -1,7 +1,7 @@
 """Whole scales as one program each, without custom ops or mutation: what ONNX and TensorRT take.
 
-Weights are the programs' own parameters here, so that a program is complete for whoever opens it alone; the formats
-store them once.
+Weights are the programs' own parameters, so that a program is complete for whoever opens it alone, or inputs; the
+formats store them once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from sparvar.export.families import Family
 from sparvar.export.programs import Builder, Generation, Recorded, Say, Step, flops_of
@@ -33,14 +35,20 @@ class _Whole(nn.Module):
 
     def weight(self, path: str) -> Tensor:
         """A parameter or buffer by its path below ``roots``: looked up at each use, because tracing replaces it."""
-        found: Any = self.roots
-        for part in path.split("."):
-            found = found[part] if isinstance(found, nn.ModuleDict) else getattr(found, part)
-        assert isinstance(found, Tensor)
-        return found
+        return weight_of(self.roots, path)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.function(dict(zip(self.names, tensors, strict=True)), self.weight).values())
+
+
+def weight_of(roots: Mapping[str, nn.Module] | nn.ModuleDict, path: str) -> Tensor:
+    """A parameter or buffer by its path; the root's name leads."""
+    root, *parts = path.split(".")
+    found: Any = roots[root]
+    for part in parts:
+        found = getattr(found, part)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def build_scales(
@@ -50,12 +58,13 @@ def build_scales(
     inputs: Values,
     site: SiteMaker,
     say: Say = lambda _: None,
+    lifted: bool = False,
 ) -> Generation:
     """Trace ``begin``, one program per scale and ``decode``.
 
     Keys and values are the values ``k.LAYER`` and ``v.LAYER``, which grow from scale to scale; the last scale puts none
-    out. Constants of the blocks, such as rotations, are baked into the programs. `Generation.weights` holds the
-    parameters by their path below the family's roots.
+    out. Constants of the blocks, such as rotations, are baked into the programs. `Generation.weights` and
+    `Generation.constants` hold them under the names that `sparvar.export.programs.build` gives them.
 
     Args:
         family: the model's.
@@ -63,9 +72,10 @@ def build_scales(
         recorded: from `record_blocks` of the same plan's schedule.
         inputs: one tensor per input of the family.
         site: makes what stands for attention, from ops that the format has.
+        lifted: weights are inputs ``weights/NAME`` of the programs instead of their parameters.
     """
     made = Generation(family, plan, image=recorded.image)
-    maker = _Scales(made, recorded, site)
+    maker = _Scales(made, recorded, site, lifted)
     with torch.no_grad(), family.functional():
         state = maker.begin(inputs)
         for scale in family.scales:
@@ -92,25 +102,41 @@ class _Reads(dict[str, Tensor]):
 
 
 class _Scales:
-    def __init__(self, made: Generation, recorded: Recorded, site: SiteMaker) -> None:
-        self.made, self.recorded, self.site = made, recorded, site
+    def __init__(self, made: Generation, recorded: Recorded, site: SiteMaker, lifted: bool) -> None:
+        self.made, self.recorded, self.site, self.lifted = made, recorded, site, lifted
         self.family, self.plan = made.family, made.plan
         self.known = weight_names(made.family)
         # Names of the blocks' inputs, and their tensors, come from the maker of block programs.
-        self.names = Builder(Generation(made.family, made.plan), recorded, self.known, site)
-        self.names.made.constants.update(local_constants(made.plan))
+        self.names = Builder(made, recorded, self.known, site)
+        made.constants.update(local_constants(made.plan))
         single = f"{next(iter(made.family.roots))}." if len(made.family.roots) == 1 else ""
         self.paths = {tensor: f"{single}{name}" for tensor, name in self.known.items()}
 
     def _add(self, name: str, scale: int, kind: str, function: Callable[..., Values], given: Values) -> Values:
         """Trace a function of the values and weights that it reads; returns what it gives."""
+        if self.lifted:
+            return self.names.add(name, scale, kind, lambda values: function(values, self._found), given)
         seen = _Reads(given)
-        out = function(seen, _Whole(self.family.roots, [], function).weight)
+        out = function(seen, self._found)
         names = [each for each in given if each in seen.read]
         exported = export_graph(_Whole(self.family.roots, names, function), [given[each] for each in names])
+        self._store(exported)
         self.made.programs[name] = Program(name, scale, kind, exported, names, list(out))
         self.made.steps.append(Step(name, tuple(names), tuple(out)))
         return out
+
+    def _found(self, path: str) -> Tensor:
+        """A weight of the model, or what tracing put in its place."""
+        return weight_of(self.family.roots, path)
+
+    def _store(self, exported: ExportedProgram) -> None:
+        """Note the weights that a program reads, by their names in the artefact."""
+        read = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
+        for spec in exported.graph_signature.input_specs:
+            if spec.arg.name in read and spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                assert spec.target is not None
+                tensor = weight_of(self.family.roots, spec.target.removeprefix("roots."))
+                self.made.weights[self.names.weight_name(self.known[id(tensor)])] = tensor
 
     def begin(self, inputs: Values) -> Values:
         """The state before the first scale."""
@@ -175,7 +201,7 @@ class _Scales:
         graph = self.recorded.of(program.scale)
         inputs = self.names.inputs_of(graph, program.scale)
         dense = blocks.get("dense") or block_program(graph, "dense", self.plan, inputs, self.site, functional=True)
-        each = flops_of(dense.module, dense.examples)
+        each = flops_of(dense.module, dense.examples, self.family.device)
         attention = self.names.attention(any_block)
         program.dense_flops = len(kinds) * each
         program.flops = sum(each - round(attention * (1 - self.names.kept(blocks[kind]))) for kind in kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sparvar.errors import OptionError, message
 from sparvar.export.families import Family, family_of
 
 
-def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1) -> Family:
+def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1, device: str = "cpu") -> Family:
     """The family of ``zoo:landscape`` or of what ``package.module:factory`` returns, called without arguments.
 
     A factory returns the model, a `sparvar.calibrate.Subject`, or a `Family` where settings are needed.
@@ -23,9 +24,11 @@ def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1) 
         text: place and name of the factory.
         checkpoint: file whose weights take the place of the factory's.
         images: of one run of the programs.
+        device: ``cpu`` or ``cuda``, where the model is moved to.
 
     Raises:
-        OptionError: there is no such module or factory, it returned something else, or the checkpoint does not fit.
+        OptionError: there is no such device, module or factory, it returned something else, or the checkpoint does not
+            fit.
         CaptureError: the model is of no known family.
     """
     place, _, attribute = text.partition(":")
@@ -47,8 +50,18 @@ def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1) 
         raise OptionError(message(f"factory {text}", must, type(given).__name__))
     if checkpoint is not None:
         apply_checkpoint(model, checkpoint)
+    _move(given.roots.values() if isinstance(given, Family) else [model], device)
     if not isinstance(given, Family):
         return family_of(model, images)
     if images not in (1, given.images):
         raise OptionError(message("--batch", f"be {given.images}, as the factory's family was made", images))
     return given
+
+
+def _move(modules: Iterable[nn.Module], device: str) -> None:
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise OptionError(message("--device", "be cpu or cuda", device))
+    if device != "cpu" and not torch.cuda.is_available():
+        raise OptionError(message("--device", "be cpu: torch finds no CUDA device", device))
+    for module in modules:
+        module.to(device)

@@ -3,86 +3,33 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 import time
-import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, GraphBreakError, SessionError, SparvarError, SparvarWarning, message
-from sparvar.kernels import kv_release
 from sparvar.runtime.calls import tokens_of, variant
+from sparvar.runtime.choices import Choices
 from sparvar.runtime.context import SiteContext, current, enter, leave
 from sparvar.runtime.schedules import (
     SCALE_ARGUMENT,
     SCHEDULE_ARGUMENTS,
     bound_arguments,
     declared_schedule,
-    parameters_of,
 )
 from sparvar.runtime.session import Columns, Observer, Session
+from sparvar.runtime.sites import Around, Graphs, Site
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
 
-GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
-"""Methods of published models that run a whole generation."""
 SUBSET_ARGUMENTS = ("m_maskgit",)
 """Arguments that give the positions of the tokens in a call, which then need not be the whole grid (HART)."""
-_ATTRIBUTE = "_sparvar_attachment"
-
-
-@dataclass(frozen=True)
-class Site:
-    """One self-attention of the model.
-
-    Attributes:
-        name: qualified name of the attention module.
-        module: what is compiled: the attention, or the block around it.
-        wrapped: qualified name of ``module``.
-        forward: the module's own forward, unbound.
-        signature: of the module's forward, bound, or None.
-    """
-
-    name: str
-    module: nn.Module
-    wrapped: str
-    forward: Callable[..., Any]
-    signature: inspect.Signature | None = None
-
-
-@dataclass(frozen=True)
-class Around:
-    """A block that is reduced around the site inside it, where the site is the attention alone.
-
-    Attributes:
-        module: the block.
-        forward: its own forward, unbound.
-        signature: of its forward, bound, or None.
-    """
-
-    module: nn.Module
-    forward: Callable[..., Any]
-    signature: inspect.Signature | None = None
-
-
-class Graphs(Protocol):
-    """Compiled forwards of one class of site for one schedule; made by the backend, which alone knows how."""
-
-    def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:
-        """The compiled forward of a kind at a scale; ``lengths`` of a compressed cache, see `Session.lengths`."""
-        ...
-
-    @property
-    def reports(self) -> Sequence[Any]: ...
-
-    def admit(self, variant: object) -> None:
-        """Raise before a run whose graphs would not all be kept."""
 
 
 @dataclass
@@ -101,6 +48,8 @@ class Attachment:
         observer: given to every session that starts from now on.
         timed: sessions note the seconds of every site; on a GPU each site is then waited for.
         around: the block of every site, where a plan leaves tokens or rows out and the sites are not the blocks.
+        shortened: runs a generation of fewer scales: attachment, plan, model, arguments of its generation method.
+        choices: what generations decided whose plan adapts.
     """
 
     plans: PlanSet
@@ -117,6 +66,8 @@ class Attachment:
     observer: Observer | None = None
     timed: bool = False
     around: list[Around] = field(default_factory=list)
+    shortened: Callable[[Attachment, Plan, nn.Module, Mapping[str, Any]], Any] | None = None
+    choices: Choices = field(default_factory=Choices)
 
     def __post_init__(self) -> None:
         self._threads = _PerThread()
@@ -301,18 +252,37 @@ class Attachment:
             session.caches.after(site.module, layer, scale, args, kwargs)
         session.calls[layer] = scale
         if layer == len(self.sites) - 1 and session.finished:
-            self.generations += 1
-            self.last = session
-            session.columns.clear()
-            if session.caches is not None:
-                session.caches.release()
-            session.delta.clear()
-            self._threads.current = None
+            self._finish(session)
         if reducer is not None:
             out = reducer.after(layer, scale, out)
             if session.finished:
                 reducer.release()
         return out
+
+    def _finish(self, session: Session) -> None:
+        self.generations += 1
+        self.last = session
+        session.columns.clear()
+        if session.caches is not None:
+            session.caches.release()
+        session.delta.clear()
+        self._threads.current = None
+
+    def go_on(self, before: Plan, plan: Plan) -> None:
+        """Let the generation under way in this thread, which runs ``before``, go on with ``plan``, or end with it.
+
+        Raises:
+            SessionError: there is none.
+        """
+        session = self._threads.current
+        if session is None or session.plan is not before:
+            must = "be under way in this thread when it decides how to go on"
+            raise SessionError(message("generation", must, "none", "call the model's own generation method"))
+        session.become(plan)
+        if session.finished:
+            self._finish(session)
+            if session.reducer is not None:
+                session.reducer.release()
 
     def call_around(self, layer: int, *args: Any, **kwargs: Any) -> Any:
         """Run the block around site ``layer`` on the rows and tokens that exist."""
@@ -435,17 +405,6 @@ def _alive(identifier: int) -> bool:
     return any(thread.ident == identifier for thread in threading.enumerate())
 
 
-def attach(model: nn.Module, attachment: Attachment) -> None:
-    """Put ``attachment`` on ``model``: its sites' forwards and generation methods go through it from now on."""
-    detach(model)
-    put_wrappers(attachment)
-    for name in GENERATION_METHODS:
-        method = getattr(type(model), name, None)
-        if isinstance(method, types.FunctionType) and not inspect.isgeneratorfunction(inspect.unwrap(method)):
-            object.__setattr__(model, name, _generation(attachment, types.MethodType(method, model)))
-    object.__setattr__(model, _ATTRIBUTE, attachment)
-
-
 def put_wrappers(attachment: Attachment) -> None:
     """Let calls of the sites' modules go through the attachment."""
     for layer, site in enumerate(attachment.sites):
@@ -460,37 +419,9 @@ def remove_wrappers(attachment: Attachment) -> None:
         module.__dict__.pop("forward", None)
 
 
-def _generation(attachment: Attachment, method: Callable[..., Any]) -> Callable[..., Any]:
-    signature = parameters_of(method)
-
-    @functools.wraps(method)
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        with attachment.generating(declared_schedule(bound_arguments(signature, args, kwargs))):
-            return method(*args, **kwargs)
-
-    return generate
-
-
 def _wrapper(call: Callable[..., Any], layer: int) -> Callable[..., Any]:
     @torch.compiler.disable
     def forward(*args: Any, **kwargs: Any) -> Any:
         return call(layer, *args, **kwargs)
 
     return forward
-
-
-def attachment_of(model: nn.Module) -> Attachment | None:
-    """The attachment of a model, or of the model inside a ``torch.compile`` wrapper, or None."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner.__dict__.get(_ATTRIBUTE)
-
-
-def detach(model: nn.Module) -> None:
-    """Give the model its own forwards back, and memory kept for its next generation back to the system."""
-    inner = getattr(model, "_orig_mod", model)
-    attachment = inner.__dict__.pop(_ATTRIBUTE, None)
-    if attachment is not None:
-        remove_wrappers(attachment)
-        for name in GENERATION_METHODS:
-            inner.__dict__.pop(name, None)
-        kv_release()

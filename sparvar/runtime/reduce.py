@@ -24,7 +24,7 @@ from sparvar.runtime.arguments import (
     half,
     tensors_of,
 )
-from sparvar.runtime.scores import anchors_of, nearest_anchor, score
+from sparvar.runtime.scores import anchors_of, merge_groups, merged, nearest_anchor, score
 from sparvar.runtime.tile_order import TileOrder
 from sparvar.scale_plans import Plan, PrunedSpan
 
@@ -72,6 +72,7 @@ class Reducer:
     _ticket: Tensor | None = None
     _held: Tensor | None = None
     _entered: Tensor | None = None
+    _groups: Tensor | None = None
     _begun: dict[int, Tensor] = field(default_factory=dict)
     _source: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _guidance: Tensor | None = None
@@ -114,7 +115,12 @@ class Reducer:
             self.kept = self._choose(span, scale, work)
             self._entered = work
             self._gathered.clear()
-            work = work[:, self.kept.tokens]
+            assert self.plan.pruning is not None
+            if self.plan.pruning.fill == "merge":
+                self._groups = merge_groups(work, self.kept.tokens)
+                work = merged(work, self._groups, len(self.kept.tokens))
+            else:
+                work = work[:, self.kept.tokens]
         self._note_source(scale, layer, work)
         if conditional:
             self._halve_caches(module, x.shape[0], scale, layer)
@@ -206,6 +212,9 @@ class Reducer:
         """All tokens behind a span: what it computed, and what stands for the others."""
         pruning, entered, kept = self.plan.pruning, self._entered, self.kept
         assert pruning is not None and entered is not None and kept is not None
+        if pruning.fill == "merge":
+            assert self._groups is not None
+            return out[:, self._groups]
         if pruning.fill == "input":
             whole = entered.clone()
         elif pruning.fill == "output":
@@ -253,8 +262,11 @@ class Reducer:
                     self._source[span.first] = self._begun.pop(span.first), work
 
     def _note_guidance(self, scale: int, work: Tensor) -> None:
-        guidance = self.plan.guidance
-        if guidance is not None and guidance.fill == "delta" and scale == guidance.conditional_from - 1:
+        guidance, adapt = self.plan.guidance, self.plan.adapt
+        # A plan that adapts may drop the rows from the next scale on.
+        next_to_drop = guidance is not None and guidance.fill == "delta" and scale == guidance.conditional_from - 1
+        may_drop = adapt is not None and bool(adapt.conditional) and adapt.fill == "delta" and scale == adapt.scale
+        if next_to_drop or (may_drop and work.shape[0] % 2 == 0):
             self._guidance = half(work) - work[work.shape[0] // 2 :]
 
     def _unconditional(self, work: Tensor, scale: int) -> Tensor:
@@ -273,11 +285,11 @@ class Reducer:
 
     def release(self) -> None:
         """Drop everything that the generation held."""
-        self.kept = self._entered = self._ticket = self._held = self._guidance = None
+        self.kept = self._entered = self._groups = self._ticket = self._held = self._guidance = None
         for table in (self.entropy, self.alive, self._chosen, self._begun, self._source, self._gathered):
             table.clear()
 
 
 def reducer_of(plan: Plan) -> Reducer | None:
     """The reducer of a plan, or None where nothing but columns is left out."""
-    return Reducer(plan) if plan.pruning is not None or plan.guidance is not None else None
+    return Reducer(plan) if plan.reduces else None

@@ -26,6 +26,10 @@ def score(name: str, reducer: Reducer, span: PrunedSpan, scale: int, x: Tensor) 
         return entropy(reducer, span, scale)
     if name == "change":
         return change(reducer, span, scale, x.shape[0])
+    if name == "tome":
+        return tome(x, reducer.plan.grid(scale))
+    if name == "pitome":
+        return pitome(x)
     generator = torch.Generator().manual_seed(scale)
     return torch.rand(x.shape[1], generator=generator).to(x.device)
 
@@ -57,6 +61,45 @@ def change(reducer: Reducer, span: PrunedSpan, scale: int, rows: int) -> Tensor:
     error = (behind - before).float().square().mean(-1).mean(0)
     grid = error.view(1, 1, *plan.grid(plan.pruning.source))
     return torch.nn.functional.interpolate(grid, size=plan.grid(scale), mode="nearest").flatten()
+
+
+def _directions(x: Tensor) -> Tensor:
+    """Tokens x [B, N, C] as one direction each, mean over rows: [N, C]."""
+    return torch.nn.functional.normalize(x.float().mean(0), dim=-1)
+
+
+def tome(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Minus the largest cosine with a token of the destination set, one of every 2 x 2 (ToMe): [N].
+
+    Destinations themselves always stay.
+    """
+    height, width = grid
+    token = torch.arange(height * width, device=x.device)
+    destination = (token // width % 2 == 0) & (token % width % 2 == 0)
+    units = _directions(x)
+    scores = -(units @ units[destination].T).amax(-1)
+    return scores.masked_fill(destination, float("inf"))
+
+
+def pitome(x: Tensor) -> Tensor:
+    """Minus the energy, the mean cosine with all tokens: what is like many others may be merged (PiToMe): [N]."""
+    units = _directions(x)
+    return -(units @ units.mean(0))
+
+
+def merge_groups(x: Tensor, kept: Tensor) -> Tensor:
+    """For every token of x [B, N, C] the place in ``kept`` int64 [n] of the kept token most similar to it: [N]."""
+    units = _directions(x)
+    groups = (units @ units[kept].T).argmax(-1)
+    groups[kept] = torch.arange(len(kept), device=x.device)
+    return groups
+
+
+def merged(x: Tensor, groups: Tensor, count: int) -> Tensor:
+    """The mean of every group's tokens: x [B, N, C] to [B, count, C]."""
+    sums = x.new_zeros((x.shape[0], count, x.shape[2])).index_add_(1, groups, x)
+    sizes = torch.bincount(groups, minlength=count).to(x.dtype)
+    return sums / sizes[None, :, None]
 
 
 def anchor_axis(size: int, device: torch.device) -> Tensor:

@@ -118,6 +118,12 @@ class Session:
         self.reducer: Reducer | None = reducer_of(self.plan)
         self.caches: Compressor | None = compressor_of(self.plan)
 
+    def become(self, plan: Plan) -> None:
+        """Go on with another plan, of the same schedule, sites and kinds, from the next scale on."""
+        self.plan = plan
+        if self.reducer is not None:
+            self.reducer.plan = plan
+
     @property
     def prefix_alone(self) -> bool:
         """Whether the prefix has a call of its own (HART) and does not come with scale 1."""
@@ -125,7 +131,7 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        return all(count == len(self.plan.schedule) for count in self.calls)
+        return all(count == self.plan.drawn for count in self.calls)
 
     @property
     def started(self) -> bool:
@@ -169,7 +175,7 @@ class Session:
             plain = done >= 1 and (index is None or index == done) and tokens != self.sizes[self.begin + 1]
         else:
             plain = self.calls[layer - 1] == done + 1
-        if not plain or done + 1 >= len(self.sizes):
+        if not plain or done + 1 > self.plan.drawn:
             return False
         return self.sizes[done + 1] == tokens or self.site_tokens(done + 1, layer) == tokens
 
@@ -180,13 +186,15 @@ class Session:
             SessionError: the schedule has another number of tokens there, or layers are out of step.
         """
         scale = self.calls[layer] + 1
-        if scale >= len(self.sizes):
+        if scale > self.plan.drawn:
+            skips = self.plan.drawn < self.plan.scales
+            which = "the last that the plan draws" if skips else "the plan's last"
             raise SessionError(
                 message(
                     f"layer {layer}",
-                    f"start a new generation after scale {scale - 1}, the plan's last",
+                    f"start a new generation after scale {scale - 1}, {which}",
                     f"{tokens} more tokens",
-                    "the plan is for another schedule",
+                    "generate with the model's own method" if skips else "the plan is for another schedule",
                 )
             )
         expected = self.sizes[scale]

@@ -1,5 +1,6 @@
 """Plans: what runs at every scale and layer, as pure data."""
 
+from sparvar.scale_plans.adapt import FEATURES, Adapt, Logistic, decide, graph_bound
 from sparvar.scale_plans.build import default_plan, dense_plan
 from sparvar.scale_plans.compare import PlanDiff, diff
 from sparvar.scale_plans.data import (
@@ -17,6 +18,7 @@ from sparvar.scale_plans.data import (
 from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.kv_build import hack, held_share, local, peak_share, scalekv
 from sparvar.scale_plans.kv_cache import KVCompression
+from sparvar.scale_plans.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.published import Published, find_published, published_models
 from sparvar.scale_plans.reductions import FILLS, SCORES, Guidance, PrunedSpan, Pruning, Skip
@@ -26,18 +28,22 @@ from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
 from sparvar.scale_plans.thresholds import keep_count, layer_score, start_scale
 from sparvar.scale_plans.transfer import carried, transfer
+from sparvar.scale_plans.work import ScaleWork, scale_work, total_work
 
 __all__ = [
+    "FEATURES",
     "FILLS",
     "INDEX_MAPS",
     "POLICIES",
     "SCHEMA_VERSION",
     "SCORES",
+    "Adapt",
     "CS4AScale",
     "CSLAScale",
     "Guidance",
     "KVCompression",
     "Kind",
+    "Logistic",
     "ModelInfo",
     "Plan",
     "PlanDiff",
@@ -46,20 +52,26 @@ __all__ = [
     "PrunedSpan",
     "Pruning",
     "Published",
+    "ScaleWork",
     "Schedule",
     "Skip",
     "Thresholds",
     "carried",
+    "conditional",
+    "decide",
     "default_plan",
     "dense_plan",
     "diff",
+    "fastvar",
     "find_plan",
     "find_published",
+    "graph_bound",
     "hack",
     "held_share",
     "infinity_schedules",
     "json_schema",
     "keep_count",
+    "kept_tokens",
     "layer_score",
     "load_plan",
     "local",
@@ -67,10 +79,14 @@ __all__ = [
     "parse_schedule",
     "peak_share",
     "published_models",
+    "scale_work",
     "scalekv",
     "schedule_text",
     "shipped_plans",
+    "sparsevar",
     "start_scale",
+    "toprovar",
+    "total_work",
     "transfer",
     "write_whole",
 ]

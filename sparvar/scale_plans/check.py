@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from sparvar.errors import message
+from sparvar.scale_plans.adapt import adapt_problems
 from sparvar.scale_plans.check_kv import kv_problems
 from sparvar.scale_plans.check_reductions import guidance_problems, pruning_problems, skip_problems
 from sparvar.scale_plans.data import CALIBRATED_THRESHOLDS, POLICIES, PlanFields
@@ -214,6 +215,7 @@ def _csla_has_keys(plan: PlanFields) -> Problems:
 RULES.append(Rule(frozenset({"pruning", "schedule", "layers", "decision_scale"}), pruning_problems))
 RULES.append(Rule(frozenset({"guidance", "schedule"}), guidance_problems))
 RULES.append(Rule(frozenset({"skip", "schedule", "decision_scale", "layers", "guidance", "pruning"}), skip_problems))
+RULES.append(Rule(frozenset({"adapt", "schedule", "decision_scale", "layers", "guidance", "skip"}), adapt_problems))
 
 _KV_FIELDS = {"kv", "schedule", "prefix", "layers", "model", "sink_scales", "decision_scale", "pruning", "skip"}
 RULES.append(Rule(frozenset(_KV_FIELDS), kv_problems))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -193,19 +193,18 @@ def _siblings(steps: list[str], kind: type[PlanFields]) -> list[str]:
     """Valid field names of the object at a path."""
     if not steps:
         return [name for field in kind.model_fields for name in ((field, "digest") if field == "name" else (field,))]
-    annotation: Any = kind.model_fields[steps[0]].annotation
-    for step in steps[1:]:
-        fields = getattr(_record(annotation), "model_fields", {})
-        if step in fields:
-            annotation = fields[step].annotation
-    return list(_record(annotation).model_fields)
+    record: Any = kind
+    for step in steps:
+        if step in record.model_fields:  # else the number of a scale or of an entry
+            record = _record_in(record.model_fields[step].annotation)
+    return list(record.model_fields)
 
 
-def _record(annotation: Any) -> Any:
-    """The record type inside ``record | None``, a tuple of records or a table of them by scale."""
-    while not hasattr(annotation, "model_fields"):
-        annotation = next(part for part in reversed(annotation.__args__) if part not in (type(None), Ellipsis))
-    return annotation
+def _record_in(annotation: Any) -> Any:
+    """The record that an annotation holds: itself, or one in a table, in a list or beside None; else None."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _record_in(each)) is not None), None)
 
 
 def _json_name(value: Any) -> str:

@@ -90,6 +90,10 @@ def _show(value: Any) -> str:
         return "absent"
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump_json()
+    if isinstance(value, tuple) and any(isinstance(each, BaseModel) for each in value):
+        return "[" + ", ".join(map(_show, value)) + "]"
     return json.dumps(value)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from sparvar.errors import PlanError, message
+from sparvar.scale_plans.adapt import Adapt
 from sparvar.scale_plans.kv_cache import WHOLE, KVCompression
 from sparvar.scale_plans.records import FrozenDict, Record, by_name, by_scale
 from sparvar.scale_plans.reductions import Guidance, PrunedSpan, Pruning, Skip
@@ -26,7 +27,7 @@ CALIBRATED_THRESHOLDS = ("start", "representative", "scores", "min_keep")
 """Fields of `Thresholds` that are given together, with all the others, or not at all."""
 
 Kind = Literal["dense", "decide", "sparse", "pruned", "score"]
-OPTIONAL_FIELDS = ("pruning", "guidance", "skip", "kv")
+OPTIONAL_FIELDS = ("pruning", "guidance", "skip", "adapt", "kv")
 """Fields that are not written where they are not set, so that plans without them keep their bytes and digests."""
 
 
@@ -62,7 +63,8 @@ class CSLAScale(Record):
 class Thresholds(Record):
     """Parameters of entropy-guided pruning (ToProVAR, section 4), and what calibration found with them.
 
-    ``sparvar.scale_plans.thresholds`` says what they mean. Today no pass prunes by them.
+    ``sparvar.scale_plans.thresholds`` says what they mean, and
+    ``sparvar.scale_plans.methods.toprovar`` makes pruned spans of them.
     """
 
     tau: float | None = None
@@ -129,6 +131,7 @@ class PlanFields(Record):
     pruning: Pruning | None = None
     guidance: Guidance | None = None
     skip: Skip | None = None
+    adapt: Adapt | None = None
     kv: KVCompression | None = None
     thresholds: Thresholds = Thresholds()
     measured: Annotated[Mapping[str, float], AfterValidator(by_name)] = Field(default_factory=FrozenDict)
@@ -199,6 +202,16 @@ class PlanFields(Record):
     def drawn(self) -> int:
         """Scales that are drawn: all but the skipped last ones."""
         return len(self.schedule) - (self.skip.last if self.skip is not None else 0)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether blocks may run on a part of their tokens or rows."""
+        return self.pruning is not None or self.guidance is not None or self.adapt is not None
+
+    @property
+    def shortens(self) -> bool:
+        """Whether a generation may end before the last scale, which a model's own loop does not do."""
+        return self.skip is not None or self.adapt is not None
 
     def kind(self, scale: int, layer: int) -> Kind:
         """What runs at a scale (from 1) and layer (from 0): dense, decide or sparse attention, or attention of the
@@ -300,7 +313,7 @@ class PlanFields(Record):
     @property
     def all_dense(self) -> bool:
         """Whether the plan leaves nothing out: dense attention of every token and row of every scale."""
-        return self.planned_sites() == 0 and self.guidance is None and self.skip is None and self.kv is None
+        return self.planned_sites() == 0 and self.guidance is None and not self.shortens and self.kv is None
 
     def planned_sites(self) -> int:
         """Number of (scale, layer) pairs that are not dense."""

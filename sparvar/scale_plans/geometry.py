@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sparvar.scale_plans.data import PlanFields
 
 # Multiply-adds of the column-sum pass against dense attention: Q K^T only, so half (methods, CS4A step 1).
-_COLUMN_SUM_COST = 0.5
+COLUMN_SUM_COST = 0.5
 
 
 def window_extents(queries: int, keys: int, tile: int, window: int) -> list[int]:
@@ -85,5 +85,5 @@ def cost(plan: PlanFields) -> float:
             if kind == "sparse" and share is not None:
                 kept += pairs * share
             else:
-                kept += pairs * (1 + _COLUMN_SUM_COST / plan.column_sum_stride**2 if kind == "decide" else 1)
+                kept += pairs * (1 + COLUMN_SUM_COST / plan.column_sum_stride**2 if kind == "decide" else 1)
     return kept / dense if dense else 1.0

@@ -11,6 +11,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from sparvar.errors import PlanError, PlanWarning, message
 from sparvar.scale_plans import codec, files, geometry, table
+from sparvar.scale_plans.adapt import chosen_changes
 from sparvar.scale_plans.check import contradictions
 from sparvar.scale_plans.data import PlanFields, as_json
 
@@ -87,6 +88,10 @@ class Plan(PlanFields):
         except PydanticSerializationError as error:
             raise PlanError(f"replace: {error}", f"plan {self.name!r}") from error
         return codec.build(raw, type(self), f"plan {self.name!r}")
+
+    def decided(self, skip: int, conditional: int) -> Plan:
+        """The static plan that a decision of ``adapt`` goes on with; see `decide`. Raises `PlanError` where none is."""
+        return self.replace(**chosen_changes(self, skip, conditional))
 
     def cost(self) -> float:
         """Estimated share of dense attention's multiply-adds that the plan spends; see `geometry.cost`."""

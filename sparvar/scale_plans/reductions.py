@@ -9,8 +9,8 @@ from pydantic import AfterValidator
 
 from sparvar.scale_plans.records import Record, by_scale
 
-SCORES = ("pivot", "entropy", "change", "random")
-FILLS = ("input", "output", "delta", "anchor")
+SCORES = ("pivot", "entropy", "change", "random", "tome", "pitome")
+FILLS = ("input", "output", "delta", "anchor", "merge")
 
 
 class PrunedSpan(Record):
@@ -26,19 +26,21 @@ class PrunedSpan(Record):
 class Pruning(Record):
     """Tokens that skip blocks: attention, cross-attention and MLP. What they would add to the KV cache is missing."""
 
-    score: Literal["pivot", "entropy", "change", "random"]
+    score: Literal["pivot", "entropy", "change", "random", "tome", "pitome"]
     """How important a token is; the highest scores of an image stay.
 
     ``pivot``: squared distance from the mean token (FastVAR, Eq. 4). ``entropy``: minus the layers' attention entropy
     at ``source`` (ToProVAR, Eq. 6). ``change``: squared size of what the span added to the token at ``source``
-    (SparseVAR's block MSE, summed over channels). ``random``: a baseline.
+    (SparseVAR's block MSE, summed over channels). Baselines: ``random``; ``tome``, minus the cosine with the most
+    similar token of another set (ToMe's bipartite matching); ``pitome``, minus the mean cosine with all others.
     """
-    fill: Literal["input", "output", "delta", "anchor"]
+    fill: Literal["input", "output", "delta", "anchor", "merge"]
     """What stands for a skipped token behind the span.
 
     ``input``: the token as it came in. ``output``: what the span gave at ``source``, enlarged (FastVAR's cached token
     restoration). ``delta``: the token plus what the span added at ``source``, enlarged. ``anchor``: what the span gave
-    for the most similar of the anchors around it, a token of every fourth row and column (SparseVAR).
+    for the most similar of the anchors around it, a token of every fourth row and column (SparseVAR). ``merge``: kept
+    tokens run as the mean of themselves and the skipped tokens most similar to them, which get their outputs (ToMe).
     """
     source: int
     """The scale whose block outputs and entropies are kept for ``fill`` and ``score``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparvar.scale_plans.adapt import Adapt, graph_bound
 from sparvar.scale_plans.check import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import cost, kept_share
@@ -31,6 +32,7 @@ def render(plan: PlanFields, digest: str) -> str:
         layers = [number for number, value in enumerate(plan.layers) if value == policy]
         if layers:
             lines.append(f"{policy} layers: {ranges(layers)}")
+    lines += _reductions(plan)
     lines += kv_lines(plan)
     lines += _thresholds(plan)
     lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
@@ -44,13 +46,56 @@ def render(plan: PlanFields, digest: str) -> str:
     return "\n".join(lines)
 
 
+def _reductions(plan: PlanFields) -> list[str]:
+    lines = []
+    if plan.pruning is not None:
+        kept = plan.pruning
+        lines.append(f"tokens: by {kept.score}, skipped ones from {kept.fill}, source {plan.label(kept.source)}")
+        for keep, spans in _alike(plan):
+            shares = ", ".join(f"{100 * share:.3g} % at {scale}" for scale, share in keep)
+            each = ", apart" if len(spans) > 1 else ""
+            where = ranges([layer for span in spans for layer in range(span[0], span[1] + 1)])
+            lines.append(f"  layers {where}{each} keep {shares}")
+    if plan.guidance is not None:
+        rows = "the same" if plan.guidance.fill == "copy" else "those less the difference of the scale before"
+        where = plan.label(plan.guidance.conditional_from)
+        lines.append(f"guidance: conditional rows alone from {where} on; unconditional ones are {rows}")
+    if plan.adapt is not None:
+        lines += _adapt(plan, plan.adapt)
+    if plan.skip is not None:
+        lines.append(f"skipped: the last {plan.skip.last} of {plan.scales} scales")
+    return lines
+
+
+def _adapt(plan: PlanFields, adapt: Adapt) -> list[str]:
+    what = []
+    for verb, count in (("be skipped", len(adapt.skip)), ("do without unconditional rows", len(adapt.conditional))):
+        if count:
+            scales = "scale" if count == 1 else f"1 to {count} scales"
+            what.append(f"the last {scales} may {verb}")
+    plans, graphs = graph_bound(plan)
+    return [
+        f"adaptive: after {plan.label(adapt.scale)}, by what the image looks like, {' or '.join(what)}",
+        f"  {plans} plans, at most {graphs} graphs; two more decodes in every generation",
+    ]
+
+
+def _alike(plan: PlanFields) -> list[tuple[tuple[tuple[int, float], ...], list[tuple[int, int]]]]:
+    """Spans by the shares that they keep, in order."""
+    found: dict[tuple[tuple[int, float], ...], list[tuple[int, int]]] = {}
+    for span in plan.pruning.spans if plan.pruning is not None else ():
+        found.setdefault(tuple(span.keep.items()), []).append((span.first, span.last))
+    return list(found.items())
+
+
 def _thresholds(plan: PlanFields) -> list[str]:
     given = plan.thresholds
     numbers = [(name, getattr(given, name)) for name in ("tau", "beta", "alpha_min", "alpha_max", "min_keep")]
     shown = ", ".join(f"{name} {value:g}" for name, value in numbers if value is not None)
     if not shown:
         return []
-    lines = [f"entropy thresholds, no pass prunes by them yet: {shown}"]
+    used = plan.pruning is not None and plan.pruning.score == "entropy"
+    lines = [f"entropy thresholds{'' if used else ', which this plan does not prune by'}: {shown}"]
     if given.start is not None and given.representative is not None:
         layers = [layer for layer, score in enumerate(given.scores) if score > 0]
         counts = [keep_count(given, plan.scales, layer, plan.tokens(plan.scales), plan.scales) for layer in layers]

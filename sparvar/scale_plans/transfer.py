@@ -15,6 +15,7 @@ from sparvar.scale_plans.data import CS4AScale, CSLAScale, Provenance, Threshold
 from sparvar.scale_plans.kv_build import carried_kv
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
+from sparvar.scale_plans.transfer_reductions import carried_reductions
 
 Correspondence = Callable[[int], int]
 """From a scale of the target to the scale of the source that stands for it."""
@@ -65,6 +66,9 @@ def transfer(
         csla={},
         kv=None,
         thresholds=Thresholds(),
+        adapt=None,
+        pruning=None,
+        guidance=None,
     )
     tile = (min(plan.tile[0], grids[-1][0]), min(plan.tile[1], grids[-1][1]))
     sinks = _sinks(plan, bare)
@@ -84,10 +88,11 @@ def transfer(
     note = f"carried over from {plan.name} ({plan.digest}) at {schedule_text(plan.schedule)} by rule, not calibrated"
     if layers != plan.layers:
         note += "; layers became dense, since no scale of this schedule stands for one that was sparse"
+    if plan.adapt is not None:
+        note += "; the choice by the image was fitted at another schedule and is left out"
     kv = carried_kv(plan, bare.replace(sink_scales=sinks), source)
     height, width = grids[-1]
-    return bare.replace(
-        name=f"{plan.name}@{height}x{width}" if name is None else name,
+    columns = bare.replace(
         tile=tile,
         column_sum_stride=min(plan.column_sum_stride, max(tile)),
         sink_scales=sinks,
@@ -95,6 +100,10 @@ def transfer(
         layers=layers,
         cs4a=cs4a,
         csla=csla,
+    )
+    return columns.replace(
+        name=f"{plan.name}@{height}x{width}" if name is None else name,
+        **carried_reductions(plan, columns, source),
         kv=kv,
         thresholds=_thresholds(plan, bare),
         measured={},

@@ -1,4 +1,4 @@
-"""`sparvar bench ops` and `sparvar bench generate`."""
+"""`sparvar bench ops`, `sparvar bench generate` and `sparvar bench methods`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from sparvar import kernels
-from sparvar.tools import bench_generate, bench_ops, bench_static
+from sparvar.tools import bench_generate, bench_methods, bench_ops, bench_static
 from sparvar.tools import output as files
 from sparvar.tools.cmd_demo import BASELINES, BaselineChoice, Inner, choose_inner
 from sparvar.tools.common import EXIT_CODES, as_json, handled, notes, output
@@ -213,3 +213,64 @@ def generate(
     )
     result = _framed("generate", quick=quick, **bench_generate.run(settings, _say))
     _finish(result, generate_table(result), json)
+
+
+def methods_table(result: dict[str, Any]) -> Table:
+    """One row per method."""
+    table = Table(
+        title=f"Methods: {result['settings']['seeds']} images, medians; against dense images of the same seeds",
+        title_justify="left",
+    )
+    for name in ("method", "seconds", "faster by", "PSNR", "least", "SSIM", "block FLOPs"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in result["rows"]:
+        psnr = row.get("psnr_db_mean")
+        table.add_row(
+            row["method"],
+            f"{row['seconds']['median']:.2f}",
+            f"{row['speedup']['median']:.2f}x",
+            "equal" if psnr is None and "ssim_mean" in row else decibels(psnr) if psnr is not None else "",
+            decibels(row["psnr_db_least"]) if psnr is not None else "",
+            f"{row['ssim_mean']:.3f}" if "ssim_mean" in row else "",
+            f"{100 * row['block_flops_kept']:.0f} %",
+        )
+    return table
+
+
+@bench.command(epilog=EXIT_CODES)
+@handled
+def methods(
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many images; each takes the next class and seed.")] = 8,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 500,
+    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance strength.")] = 2.0,
+    inner: Annotated[Inner, typer.Option(help="What compiles the rewritten graphs.")] = Inner.auto,
+    plan: Annotated[
+        list[str] | None, typer.Option("--plan", metavar="NAME=FILE", help="One more plan to compare; repeatable.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="METHOD", help="Repeatable.")] = None,
+    skipping: Annotated[bool, typer.Option("--skipping/--no-skipping", help="Methods that skip scales, too.")] = True,
+) -> None:
+    """Compare the published methods, each alone, with calibrated mixtures, on the shipped model.
+
+    Every method is a plan; all draw the same images in turns, after a first generation that compiles. FLOPs are those
+    of the blocks, counted.
+
+    [dim]Example[/]
+
+        sparvar bench methods --plan mixture=plan.json --json benchmarks/results/methods-cpu.json
+    """
+    if json is not None:
+        files.prepare_file(json)
+    require_metrics()
+    plans = {}
+    for text in plan or ():
+        name, equals, file = text.partition("=")
+        if not (name and equals and file):
+            raise typer.BadParameter(f"--plan must be NAME=FILE, got {text!r}")
+        plans[name] = Path(file)
+    settings = bench_methods.MethodSettings(
+        seeds, first_seed, cfg, choose_inner(inner), plans, tuple(only or ()), skipping
+    )
+    result = _framed("methods", **bench_methods.run(settings, _say))
+    _finish(result, methods_table(result), json)

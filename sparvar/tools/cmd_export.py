@@ -22,6 +22,18 @@ class Format(str, Enum):
     tensorrt = "tensorrt"
 
 
+SURE = 0.2
+"""Share of the work after which what is left can be told from what it took: the first compiled programs are known."""
+
+
+def time_left(seconds: float, share: float) -> str:
+    """What to say of the time that is left after ``seconds`` for ``share`` of the work; nothing while it is unknown."""
+    if not SURE <= share < 1:
+        return ""
+    left = seconds * (1 - share) / share
+    return f", about {left / 60:.0f} min left" if left >= 90 else f", about {max(1, round(left))} s left"
+
+
 LICENCES = {"zoo:landscape": "Apache-2.0 (trained on public-domain photographs)"}
 
 
@@ -42,6 +54,7 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: programs for this machine's GPU.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=0, help="Compiling processes; 0: what cores and memory allow.")] = 0,
 ) -> None:
     """Turn a model and a plan into an artefact that runs without the model's source and compiles nothing.
@@ -62,15 +75,16 @@ def export(
     console = notes()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     started = time.monotonic()
-    subject = load_exportable(model, checkpoint, batch)
+    subject = load_exportable(model, checkpoint, batch, device)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
         plain = not console.is_terminal
 
         def say(text: str, share: float) -> None:
-            bar.update(task, description=text, completed=share)
+            shown = text + time_left(time.monotonic() - started, share)
+            bar.update(task, description=shown, completed=share)
             if plain:
-                console.print(f"{share:4.0%} {text}", markup=False)
+                console.print(f"{share:4.0%} {shown}", markup=False)
 
         place = export_artefact(
             subject,

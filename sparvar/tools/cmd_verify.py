@@ -25,7 +25,7 @@ def verify(
     """Check an artefact: every file against its checksum, the golden image against what its programs draw here.
 
     Prints the time of every program in a generation. The exit code is 1 where a file differs, a program does not run
-    here, or the golden image comes out different.
+    here, the golden image comes out different, or a generation takes more memory than stated.
 
     [dim]Examples[/]
 
@@ -35,11 +35,11 @@ def verify(
     """
     report = check(artefact, format=format, device=device, trust=trust)
     if json:
-        print_json({"ok": report.ok, **dataclasses.asdict(report)})
+        print_json({"ok": report.ok, "problems": report.problems, **dataclasses.asdict(report)})
         raise typer.Exit(0 if report.ok else FAILED)
     _show(report)
     if not report.ok:
-        fail(f"{artefact}: the golden image must have at least {report.least_db:g} dB, got {report.psnr_db:.1f}")
+        fail(f"{artefact}: {'; '.join(report.problems)}")
 
 
 def _show(report: Report) -> None:
@@ -61,7 +61,15 @@ def _show(report: Report) -> None:
     quality = "equal to the recorded one" if report.psnr_db == float("inf") else f"{report.psnr_db:.1f} dB"
     screen.print(
         f"{report.files} files, {report.bytes / 2**20:.1f} MiB, match their checksums; golden image {quality}"
-        f" (asked {report.least_db:g} dB); loaded in {report.load_seconds:.2f} s, drawn in {report.seconds:.2f} s",
+        f" (asked {report.least_db:g} dB){_memory(report)}; loaded in {report.load_seconds:.2f} s,"
+        f" drawn in {report.seconds:.2f} s",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _memory(report: Report) -> str:
+    if not report.workspace:
+        return ""
+    measured, stated = (f"{size / 2**20:.1f} MiB" for size in (report.workspace, report.stated_workspace))
+    return f"; {measured} beside weights and buffers (stated {stated})"

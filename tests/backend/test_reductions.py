@@ -22,6 +22,9 @@ CASES: dict[str, Reductions] = {
         for score in ("pivot", "entropy", "change")
         for fill in ("input", "output", "delta")
     },
+    "change anchor": Reductions(score="change", fill="anchor", source=4, spans=[(0, 2, {6: 0.5})]),
+    "tome merge": Reductions(score="tome", fill="merge", source=4, spans=[(0, 2, {5: 0.5, 6: 0.4})]),
+    "pitome merge": Reductions(score="pitome", fill="merge", source=4, spans=[(0, 2, {6: 0.4})]),
     "two spans": Reductions(source=4, fill="output", spans=[(0, 0, {6: 0.5}), (2, 2, {6: 0.25})]),
     "a hole before a whole scale": Reductions(source=3, spans=[(1, 2, {5: 0.4})]),
     "conditional, copied": Reductions(conditional_from=6),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -37,7 +38,7 @@ def brute(cases: list[Case], layers: int, damage_limit: float | None, seconds_li
             near = [layer for layer in range(layers) if policies[layer] == 2]
             ranges = [itertools.product(range(len(s.mapped)), range(len(s.local))) for s in case.scales]
             for picked in itertools.product(*ranges):
-                damage, seconds = 0.0, len(mapped) * case.decide_seconds
+                damage, seconds = case.damage, case.seconds + len(mapped) * case.decide_seconds
                 for scale, (j, m) in zip(case.scales, picked, strict=True):
                     if scale.must_map and j == 0 and mapped:
                         damage = np.inf
@@ -61,6 +62,22 @@ def test_least_seconds_is_that_of_brute_force(seed: int, limit: float) -> None:
     assert answer is not None and answer.exact
     assert answer.damage <= limit
     assert answer.seconds == pytest.approx(brute(cases, 3, limit, None))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("limits", [(0.3, None), (None, -2.5)], ids=str)
+def test_what_cases_leave_out_beside_columns(seed: int, limits: tuple[float | None, float | None]) -> None:
+    """Cases with damage and seconds of their own, some of them beyond the limit alone."""
+    random = np.random.default_rng(seed)
+    cases = [
+        dataclasses.replace(case, damage=damage, seconds=-seconds)
+        for case in problem(seed, layers=2, scales=2)
+        for damage, seconds in [(0.0, 0.0), *random.uniform((0.0, 0.0), (0.4, 1.5), (3, 2))]
+    ]
+    answer = solve(cases, 2, max_damage=limits[0], max_seconds=limits[1])
+    expected = brute(cases, 2, *limits)
+    assert answer is not None and expected is not None
+    assert (answer.seconds if limits[0] is not None else answer.damage) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -16,6 +16,7 @@ from sparvar.kernels.static.cases import LISTS
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "static-kernels.json"
 COMPILED_HERE = [
     kernels.StaticCase("column_sparse_attention", "pinned", "sm_90", "bf16", 128),
+    kernels.StaticCase("column_sparse_attention", "hopper", "sm_90", "bf16", 128),
     kernels.StaticCase("column_sparse_attention", "correction", "sm_89", "fp16", 64),
     kernels.StaticCase("attention_stats", "pinned", "sm_80", "bf16", 104),
     kernels.StaticCase("column_sums", "pinned", "sm_100", "bf16", 96),

@@ -122,12 +122,14 @@ def test_schema_has_every_field() -> None:
 def test_the_table_tells_them() -> None:
     text = str(infinity_plan(thresholds=WHOLE))
     assert (
-        "entropy thresholds, no pass prunes by them yet: tau 0.4, beta 0.01, alpha_min 0.1, alpha_max 0.5, "
+        "entropy thresholds, which this plan does not prune by: tau 0.4, beta 0.01, alpha_min 0.1, alpha_max 0.5, "
         "min_keep 0.1\n"
         "  from scale 9 (24x24) on, detail layers 5-7 by entropy at scale 6 (12x12), 2212 to 2376 tokens kept at the "
         "last scale\n"
     ) in text
-    assert "entropy thresholds, no pass prunes by them yet: tau 0.4\n" in str(infinity_plan(thresholds={"tau": 0.4}))
+    assert "entropy thresholds, which this plan does not prune by: tau 0.4\n" in str(
+        infinity_plan(thresholds={"tau": 0.4})
+    )
     assert "thresholds" not in str(infinity_plan())
     assert ", no detail layer by" in str(infinity_plan(thresholds={**WHOLE, "scores": [0.0] * 10}))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ class AotiEngine:
 
         self.torch = torch
         self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            must, remedy = "be cpu: torch finds no CUDA device", "export the artefact for the CPU, or mend CUDA"
+            raise ArtefactError(message("device", must, device, remedy))
 
     def tensors(self, file: TensorFile, names: Sequence[str]) -> dict[str, Any]:
         """Tensors of a file: mapped from it on the CPU, copied once to another device."""
@@ -71,6 +74,22 @@ class AotiEngine:
     def running(self) -> Any:
         """Around a run."""
         return self.torch.inference_mode()
+
+    def timed(self, programs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Programs whose calls end when their work has."""
+        if self.device.type == "cpu":
+            return programs
+        synchronize, device = self.torch.cuda.synchronize, self.device
+
+        def waiting(run: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+            def call(values: list[Any]) -> Any:
+                found = run(values)
+                synchronize(device)
+                return found
+
+            return call
+
+        return {name: waiting(run) for name, run in programs.items()}
 
     def images(self, value: Any, wanted: int) -> Any:
         """The first images of a run's result."""

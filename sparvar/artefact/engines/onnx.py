@@ -38,6 +38,7 @@ class OnnxEngine:
                 )
             )
         self.provider = provider
+        _share_arena(onnxruntime)
         self._weights: dict[str, Any] = {}
 
     def tensors(self, file: TensorFile, names: Sequence[str]) -> dict[str, Any]:
@@ -54,13 +55,15 @@ class OnnxEngine:
 
     def tensor(self, value: Any, dtype: str) -> Any:
         """A value as onnxruntime takes it."""
-        return self.ort.OrtValue.ortvalue_from_numpy(self.numpy.ascontiguousarray(value, dtype=dtype))
+        return self.ort.OrtValue.ortvalue_from_numpy(self.numpy.asarray(value, dtype=dtype, order="C"))
 
     def program(self, path: Path, runners: int) -> Any:
         """A session; onnxruntime lets any number of threads call it."""
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
+        # Weights stay as they lie in the file that all sessions map; packed ones would be copies, a set per session.
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.use_env_allocators", "1")
         for name, value in self._weights.items():
             options.add_initializer(name, value)
         try:
@@ -105,6 +108,18 @@ class OnnxEngine:
             raise ArtefactError(
                 message("onnxruntime", f"be {wanted} or newer", self.ort.__version__, "pip install -U onnxruntime")
             )
+
+
+_arena: list[bool] = []
+
+
+def _share_arena(onnxruntime: Any) -> None:
+    """Let all sessions of this process take memory from one place: by default each keeps the most it ever needed."""
+    if not _arena:
+        kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+        info = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use)
+        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(0, 1, -1, -1))
+        _arena.append(True)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ submodules, as functions of tensors only. Whatever the model draws at random com
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, ClassVar, Literal
@@ -67,16 +67,37 @@ class Noise:
     per_image: bool = False
 
     def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """The numbers, from one generator per image or from the first."""
+        """The numbers, from one generator per image or from the first, on the generator's device."""
         if self.per_image:
             one = replace(self, shape=self.shape[1:], per_image=False)
             return torch.stack([one.draw([generator]) for generator in generators])
         generator, dtype = generators[0], getattr(torch, self.dtype)
         if self.distribution == "uniform":
-            return torch.rand(self.shape, generator=generator, dtype=dtype)
+            return torch.rand(self.shape, generator=generator, dtype=dtype, device=generator.device)
         if self.distribution == "normal":
-            return torch.randn(self.shape, generator=generator, dtype=dtype)
-        return torch.empty(self.shape, dtype=dtype).exponential_(generator=generator)
+            return torch.randn(self.shape, generator=generator, dtype=dtype, device=generator.device)
+        return torch.empty(self.shape, dtype=dtype, device=generator.device).exponential_(generator=generator)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a model's own generation method, as a run of its family.
+
+    Attributes:
+        family: of the model, with the settings of the call.
+        inputs: of the run.
+        draw: the random numbers that the method would draw.
+        result: from the images of ``decode`` to what the method returns.
+        after: called with the 0-based scale after each, or None.
+        grad_mode: the context in which the method runs.
+    """
+
+    family: Family
+    inputs: State
+    draw: Callable[[Noise], Tensor]
+    result: Callable[[Tensor], Any] = lambda images: images
+    after: Callable[[int], object] | None = None
+    grad_mode: Callable[[], AbstractContextManager[Any]] = torch.no_grad
 
 
 class Family(ABC):
@@ -99,6 +120,7 @@ class Family(ABC):
             blocks, and ``leave``, as scale 0.
         rows: batch rows in the blocks.
         inputs, noise: what a run takes.
+        partial: ``decode`` is called before the last scale too, so that ``leave`` keeps what it needs; never in export.
         roots: modules that own the parameters and buffers that programs use, by a name for each.
     """
 
@@ -106,6 +128,8 @@ class Family(ABC):
     model_class: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     block_values: ClassVar[Mapping[str, str]]
+    shared: ClassVar[tuple[str, ...]] = ()
+    """What of the state says which image is drawn so far, and is the same for every model of the tokenizer."""
 
     model: Any
     images: int
@@ -114,6 +138,7 @@ class Family(ABC):
     rows: int
     inputs: tuple[Input, ...]
     noise: tuple[Noise, ...]
+    partial: bool = False
     roots: Mapping[str, nn.Module]
 
     def __init__(self, model: nn.Module, images: int = 1) -> None:
@@ -193,9 +218,31 @@ class Family(ABC):
         tensors are contiguous, here and in ``begin``.
         """
 
+    def enter(self, scale: int, state: State) -> Tensor:
+        """The first block's input of a scale after the first, from what is drawn so far (`shared`).
+
+        Raises:
+            CaptureError: the family has no such function.
+        """
+        raise CaptureError(message(f"{self.name} family", "be entered at a later scale", "a family that starts at 1"))
+
     @abstractmethod
     def decode(self, state: State) -> Tensor:
-        """Images [images, 3, H, W] in [0, 1], float32."""
+        """Images [images, 3, H, W] in [0, 1], float32; of what is drawn so far where the family is ``partial``."""
+
+    @classmethod
+    def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        """The family, and what its run takes, of a call of the model's own generation method.
+
+        Args:
+            model: the model.
+            arguments: of the call by name, defaults included.
+
+        Raises:
+            OptionError: an argument has a value that the family cannot draw.
+            CaptureError: the family maps no calls.
+        """
+        raise CaptureError(message(f"{cls.name} family", "map calls of the model's generation method", "none"))
 
     @abstractmethod
     def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
@@ -210,6 +257,15 @@ class Family(ABC):
         """The part of ``drawn`` that a scale takes."""
         return {noise.name: drawn[noise.name] for noise in self.noise if noise.scale == scale}
 
+    def through_blocks(self, scale: int, state: State) -> Tensor:
+        """The last block's output at a scale; takes the first one's input, ``x``, out of the state."""
+        x = state.pop("x")
+        for layer in range(self.layers):
+            x = self.call_block(layer, x, state, scale)
+            changed = self.between(layer, x, state, scale)
+            x = x if changed is None else changed
+        return x
+
     def run(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
         """The whole generation as a chain of this family's functions and the model's blocks, eagerly."""
         drawn = self.draw(seed)
@@ -219,11 +275,7 @@ class Family(ABC):
             try:
                 state = self.begin(inputs)
                 for scale in self.scales:
-                    x = state.pop("x")
-                    for layer in range(self.layers):
-                        x = self.call_block(layer, x, state, scale)
-                        changed = self.between(layer, x, state, scale)
-                        x = x if changed is None else changed
+                    x = self.through_blocks(scale, state)
                     noise = {name: value.to(device) for name, value in self.noise_of(scale, drawn).items()}
                     state.update(self.leave(scale, {**state, "x": x}, noise))
             finally:

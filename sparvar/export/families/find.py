@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from sparvar.errors import CaptureError, OptionError, message
-from sparvar.export.families.base import Family
+from sparvar.export.families.base import Call, Family
 from sparvar.export.families.flexvar import FlexVarFamily
 from sparvar.export.families.hart import HartFamily
 from sparvar.export.families.infinity import InfinityFamily
@@ -30,11 +31,26 @@ def family_of(model: nn.Module, images: int = 1, **settings: Any) -> Family:
         CaptureError: no family has such a model, or the model lacks what its family needs.
         OptionError: a setting is unknown, missing, or has a wrong value.
     """
+    family = _class_of(model)
+    _check_settings(family, settings)
+    return family(model, images, **settings)
+
+
+def call_of(model: nn.Module, arguments: Mapping[str, Any]) -> Call:
+    """A call of a model's own generation method, ``arguments`` by name with defaults, as a run of its family.
+
+    Raises:
+        CaptureError: no family has such a model, or the model lacks what its family needs.
+        OptionError: an argument has a value that the family cannot draw.
+    """
+    return _class_of(model).of_call(model, arguments)
+
+
+def _class_of(model: nn.Module) -> type[Family]:
     names = [base.__name__ for base in type(model).__mro__]
     for family in FAMILIES:
         if family.model_class in names:
-            _check_settings(family, settings)
-            return family(model, images, **settings)
+            return family
     known = ", ".join(f"{family.name} ({family.model_class})" for family in FAMILIES)
     raise CaptureError(
         message("model", f"be of a known family: {known}", type(model).__name__, "subclass Family for another model")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.errors import OptionError, message
-from sparvar.export.families.base import Family, Input, State
+from sparvar.export.families.arguments import check_arguments, class_labels, generator_of, number
+from sparvar.export.families.base import Call, Family, Input, State
 from sparvar.export.families.sampling import check_sampling, filtered, pick, sampling_noise
 
 SAMPLED_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32)
@@ -19,6 +21,9 @@ SAMPLED_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32)
 
 class FlexVarFamily(Family):
     """``FlexVAR``, as the repository's ``autoregressive_infer_cfg`` runs it.
+
+    Nothing is accumulated: each scale predicts the whole image. After a scale that is not the last, the image is
+    decoded from that scale's code book entries, enlarged to the last grid as the model enlarges them for its next one.
 
     Args:
         vqvae: the tokenizer, which the model does not hold.
@@ -36,6 +41,7 @@ class FlexVarFamily(Family):
         "pos_1LC", "pos_start", "shared_ada_lin", "V", "word_embed",
     )  # fmt: skip
     block_values: ClassVar[dict[str, str]] = {"L['x']": "x", "L['cond_BD']": "modulation"}
+    shared: ClassVar[tuple[str, ...]] = ("entry",)
 
     def __init__(
         self,
@@ -121,15 +127,38 @@ class FlexVarFamily(Family):
         entry = pick(filtered(logits, 1 if likeliest else self.top_k, self.top_p), noise[f"noise/{scale}.draw"])
         if scale == scales:
             return {"entry": entry}
+        following = {"x": self.enter(scale + 1, {"entry": entry})}
+        return {**following, "entry": entry} if self.partial else following
+
+    def enter(self, scale: int, state: State) -> Tensor:
         book = F.normalize(self.vqvae.quantize.embedding.weight, p=2, dim=-1)
-        grid = book[entry].reshape(self.images, side, side, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=self.schedule[scale], mode="bicubic")
-        tokens = model.word_embed(grid.flatten(2).transpose(1, 2)) + self._positions(scale + 1)
-        return {"x": tokens.repeat(2, 1, 1)}
+        side = self.schedule[scale - 2][0]
+        grid = book[state["entry"]].reshape(self.images, side, side, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=self.schedule[scale - 1], mode="bicubic")
+        tokens = self.model.word_embed(grid.flatten(2).transpose(1, 2)) + self._positions(scale)
+        return tokens.repeat(2, 1, 1)
 
     def decode(self, state: State) -> Tensor:
-        shape = [self.images, self.model.Cvae, *self.schedule[-1]]
-        return _unit(self.vqvae.decode_code(state["entry"], shape=shape))
+        entry, (last, _) = state["entry"], self.schedule[-1]
+        side = math.isqrt(entry.shape[1])
+        shape = [self.images, self.model.Cvae, side, side]
+        if side == last:
+            return _unit(self.vqvae.decode_code(entry, shape=shape))
+        grid = self.vqvae.quantize.get_codebook_entry(entry, shape)
+        return _unit(self.vqvae.decode(F.interpolate(grid, size=(last, last), mode="bicubic")))
+
+    @classmethod
+    def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        settings = ("vqvae", "infer_patch_nums", "top_k", "top_p", "max_pn", "used_llamagen_cfg")
+        mapped = ("B", "label_B", "g_seed", "cfg", "invalid_ids", *settings)
+        check_arguments(cls.name, arguments, mapped, {"more_smooth": False})
+        images, invalid = arguments["B"], arguments["invalid_ids"]
+        generator = generator_of(model, arguments["g_seed"])
+        labels = class_labels(model, images, arguments["label_B"], generator)
+        ids = () if invalid is None else tuple(int(entry) for entry in invalid)
+        family = cls(model, images, invalid_ids=ids, **{name: arguments[name] for name in settings})
+        inputs = {"labels": labels, "cfg": number(arguments["cfg"])}
+        return Call(family, inputs, lambda noise: noise.draw([generator]), _signed)
 
     def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
         images = self.model.autoregressive_infer_cfg(
@@ -146,6 +175,11 @@ class FlexVarFamily(Family):
             invalid_ids=list(self.invalid_ids) or None,
         )
         return _unit(images)
+
+
+def _signed(images: Tensor) -> Tensor:
+    """From [0, 1] to the [-1, 1] of the repository's own method, cut to it."""
+    return images * 2 - 1
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, message
-from sparvar.export.families.base import Family, Input, Noise, State
+from sparvar.export.families.arguments import check_arguments, generator_of, number
+from sparvar.export.families.base import Call, Family, Input, Noise, State
 from sparvar.export.families.sampling import check_sampling, draw_entries, filtered, sampling_noise
 
 FUSED_NORM = "LlamaRMSNormFused"
@@ -35,6 +37,7 @@ class HartFamily(Family):
         "decoder_norm", "diffloss.gen_diffusion.p_mean_variance", "diffloss.net.forward_with_cfg", "get_logits",
         "lvl_1L", "lvl_embed", "patch_nums", "pos_1LC", "pos_start", "V", "vae_proxy", "vae_quant_proxy", "word_embed",
     )  # fmt: skip
+    shared: ClassVar[tuple[str, ...]] = ("features",)
     block_values: ClassVar[dict[str, str]] = {
         "L['x']": "x",
         "L['cond_BD']": "condition",
@@ -154,8 +157,15 @@ class HartFamily(Family):
         features, following = quantiser.get_next_autoregressive_input(
             scale, last + 1, state["features"].clone(), self._grid(drawn, side), patch_nums=self.sides
         )
-        tokens = model.word_embed(following.flatten(2).transpose(1, 2)) + self._positions(scale + 1)
-        return {"features": features, "x": tokens.repeat(2, 1, 1)}
+        return {"features": features, "x": self._tokens(following, scale + 1)}
+
+    def enter(self, scale: int, state: State) -> Tensor:
+        return self._tokens(F.interpolate(state["features"], size=self.schedule[scale - 1], mode="area"), scale)
+
+    def _tokens(self, features: Tensor, scale: int) -> Tensor:
+        """Features [images, Cvae, h, w] as the first block's input [rows, h*w, C]."""
+        tokens = self.model.word_embed(features.flatten(2).transpose(1, 2)) + self._positions(scale)
+        return tokens.repeat(2, 1, 1)
 
     def _grid(self, features: Tensor, side: int) -> Tensor:
         return features.transpose(1, 2).reshape(self.images, self.model.Cvae, side, side)
@@ -175,6 +185,23 @@ class HartFamily(Family):
             if step > 0:
                 latent = latent + torch.exp(0.5 * moments["log_variance"]) * noise[f"noise/{last}.step{step}"]
         return (latent * head.vae_scale).reshape(self.rows, -1, head.in_channels)[: self.images]
+
+    @classmethod
+    def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        settings = ("top_p", "more_smooth", "final_stage")
+        texts = ("context_position_ids", "context_mask")
+        # The method takes top_k and looks at limits of its own.
+        mapped = ("B", "label_B", "g_seed", "cfg", "top_k", *settings, *texts)
+        check_arguments(cls.name, arguments, mapped, {"num_maskgit_iters": 1})
+        family = cls(model, arguments["B"], **{name: arguments[name] for name in settings})
+        ids, mask = (arguments[name] for name in texts)
+        inputs = {"text": arguments["label_B"], "context_mask": mask, "context_position_ids": ids}
+        codes, diffusion = generator_of(model, arguments["g_seed"]), generator_of(model, None)
+
+        def draw(noise: Noise) -> Tensor:
+            return noise.draw([diffusion if noise.distribution == "normal" else codes])
+
+        return Call(family, {**inputs, "cfg": number(arguments["cfg"])}, draw)
 
     def decode(self, state: State) -> Tensor:
         return self.vae.fhat_to_img(state["features"]).add(1).mul(0.5).float()

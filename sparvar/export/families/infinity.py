@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError, message
-from sparvar.export.families.base import Family, Input, State
+from sparvar.export.families.arguments import check_arguments, generator_of
+from sparvar.export.families.base import Call, Family, Input, State
 from sparvar.export.families.sampling import check_sampling, filtered, pick, sampling_noise
 from sparvar.export.families.text import pack_rows, varlen_attention
 
@@ -42,6 +43,7 @@ class InfinityFamily(Family):
         "rope2d_freqs_grid", "shared_ada_lin", "text_maxlen", "text_norm", "text_proj_for_ca", "text_proj_for_sos.ca",
         "top_k", "top_p", "unregistered_blocks", "use_bit_label", "use_flex_attn", "word_embed",
     )  # fmt: skip
+    shared: ClassVar[tuple[str, ...]] = ("codes",)
     block_values: ClassVar[dict[str, str]] = {
         "L['x']": "x",
         "L['cond_BD']": "modulation",
@@ -227,11 +229,46 @@ class InfinityFamily(Family):
             return {"codes": state["codes"] + codes}
         up = vae.quantizer.z_interplote_up
         total = state["codes"] + F.interpolate(codes, size=self.vae_schedule[-1], mode=up)
-        following = F.interpolate(total, size=self.vae_schedule[scale], mode=up).squeeze(-3)
+        return {"codes": total, "x": self.enter(scale + 1, {"codes": total})}
+
+    def enter(self, scale: int, state: State) -> Tensor:
+        model, up = self.model, self.vae.quantizer.z_interplote_up
+        following = F.interpolate(state["codes"], size=self.vae_schedule[scale - 1], mode=up).squeeze(-3)
         if model.apply_spatial_patchify:
             following = F.pixel_unshuffle(following, 2)
         tokens = model.word_embed(model.norm0_ve(following.flatten(2).transpose(1, 2)))
-        return {"codes": total, "x": self._with_level(tokens.repeat(self.rows // images, 1, 1), scale + 1)}
+        return self._with_level(tokens.repeat(self.rows // self.images, 1, 1), scale)
+
+    @classmethod
+    def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        """See `Family.of_call`. Of what the method returns, the images are given; its lists of codes are empty."""
+        settings = ("vae", "scale_schedule", "top_k", "top_p", "cfg_insertion_layer")
+        texts = ("label_B_or_BLT", "negative_label_B_or_BLT")
+        network: Any = model
+        # What the method takes and never looks at, or looks at for the lists alone.
+        unread = ("force_gt_Bhw", "cfg_sc", "ratio_Bl1", "gumbel", "norm_cfg", "cfg_exp_k", "softmax_merge_topk",
+                  "gt_ls_Bl", "save_img_path", "sampling_per_bits", "returns_vemb")  # fmt: skip
+        mapped = ("B", "g_seed", "cfg_list", "tau_list", *settings, *texts, *unread)
+        fixed = {"vae_type": network.d_vae, "ret_img": True, "trunk_scale": 1000, "gt_leak": 0, "inference_mode": True}
+        check_arguments(cls.name, arguments, mapped, fixed)
+        images, scales = arguments["B"], len(arguments["scale_schedule"])
+        prompts = [_padded(arguments[name]) for name in texts if arguments[name]]
+        longest = max(text.shape[1] for text, _ in prompts)
+        family = cls(
+            model,
+            images,
+            cfg_list=arguments["cfg_list"][:scales],
+            tau_list=arguments["tau_list"][:scales],
+            negative=len(prompts) == 2,
+            text_tokens=longest,
+            **{name: arguments[name] for name in settings},
+        )
+        inputs: State = {}
+        for name, (text, lengths) in zip(("text", "negative"), prompts, strict=False):
+            inputs[name] = F.pad(text, (0, 0, 0, longest - text.shape[1]))
+            inputs[f"{name}_lengths"] = lengths
+        generator = generator_of(model, arguments["g_seed"])
+        return Call(family, inputs, lambda noise: noise.draw([generator]), lambda drawn: ([], [], _bytes(drawn)))
 
     def decode(self, state: State) -> Tensor:
         # The layout in which the model's own sum of codes reaches the decoder: another rounds differently.
@@ -283,6 +320,18 @@ class _Kept:
     def decode(self, codes: Tensor) -> Tensor:
         self.image = self._vae.decode(codes)
         return self.image
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as the repository returns them: bytes [images, H, W, 3], blue first."""
+    return images.permute(0, 2, 3, 1).mul(255).to(torch.uint8).flip(dims=(3,))
+
+
+def _padded(prompt: tuple[Tensor, list[int], Tensor, int]) -> tuple[Tensor, Tensor]:
+    """Prompts as the repository's ``encode_prompt`` returns them, padded [images, T, C], and their lengths."""
+    rows, sizes, _, longest = prompt
+    parts = [F.pad(part, (0, 0, 0, longest - len(part))) for part in rows.split(list(sizes))]
+    return torch.stack(parts), torch.tensor(sizes, device=rows.device)
 
 
 def _packed(text: Tensor, lengths: Tensor) -> tuple[Tensor, list[int], Tensor, int]:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sparvar.errors import OptionError
-from sparvar.export.families.base import Family, Input, Noise, State
+from sparvar.errors import OptionError, message
+from sparvar.export.families.arguments import check_arguments, number
+from sparvar.export.families.base import Call, Family, Input, Noise, State
 
 
 class LandscapeFamily(Family):
-    """``sparvar.zoo.LandscapeVAR``. Guidance is always on: with ``cfg`` 1 both halves of a batch count, the second not.
+    """``sparvar.zoo.LandscapeVAR``. With guidance and ``cfg`` 1 both halves of a batch count, the second for nothing.
 
     Args:
         scale_schedule: (h, w) of every scale, the model's own if None.
+        guided: without, there are no unconditional rows, as the model draws with ``cfg`` 1.
     """
 
     name = "landscape"
     model_class = "LandscapeVAR"
     needs = ("tokenizer", "classes", "blocks", "condition", "tokens", "logits", "rope", "check_schedule")
     block_values: ClassVar[dict[str, str]] = {"L['x']": "x", "L['cond']": "cond"}
+    shared: ClassVar[tuple[str, ...]] = ("total",)
 
     def __init__(
-        self, model: nn.Module, images: int = 1, scale_schedule: Sequence[tuple[int, int]] | None = None
+        self,
+        model: nn.Module,
+        images: int = 1,
+        scale_schedule: Sequence[tuple[int, int]] | None = None,
+        guided: bool = True,
     ) -> None:
         super().__init__(model, images)
         try:
@@ -33,7 +40,8 @@ class LandscapeFamily(Family):
             self.schedule = self.model.check_schedule(given)
         except ValueError as error:
             raise OptionError(str(error)) from error
-        self.rows = 2 * images
+        self.guided = guided
+        self.rows = 2 * images if guided else images
         self.inputs = (
             Input("labels", "class", (images,), "int64", classes=self.model.classes),
             Input("cfg", "number", (), "float64", default=2.0),
@@ -58,7 +66,7 @@ class LandscapeFamily(Family):
 
     def begin(self, inputs: dict[str, Tensor]) -> State:
         model, labels = self.model, inputs["labels"]
-        both = torch.cat((labels, torch.full_like(labels, len(model.classes))))
+        both = torch.cat((labels, torch.full_like(labels, len(model.classes)))) if self.guided else labels
         start, cond, head = model.condition(both)
         total = start.new_zeros(self.images, model.tokenizer.dim, *self.schedule[-1])
         return {
@@ -73,13 +81,17 @@ class LandscapeFamily(Family):
 
     def _tokens(self, total: Tensor, start: Tensor, scale: int) -> Tensor:
         level = self.model.tokenizer.grow(total, self.schedule[scale - 1])
-        return self.model.tokens(torch.cat((level, level)), start, scale - 1)
+        return self.model.tokens(torch.cat((level, level)) if self.guided else level, start, scale - 1)
+
+    def enter(self, scale: int, state: State) -> Tensor:
+        return self._tokens(state["total"], state["start"], scale)
 
     def leave(self, scale: int, state: State, noise: dict[str, Tensor]) -> State:
         model = self.model
         logits = model.logits(state["x"], state["head"]).float()
-        given, free = logits.chunk(2)
-        logits = free + model.scale_guidance(scale - 1, state["cfg"]) * (given - free)
+        if self.guided:
+            given, free = logits.chunk(2)
+            logits = free + model.scale_guidance(scale - 1, state["cfg"]) * (given - free)
         chance = torch.sigmoid(logits / model.scale_temperature(scale - 1, state["temperature"]))
         bits = (noise[f"noise/{scale}"] < chance).to(state["total"].dtype)
         bits = bits.transpose(1, 2).unflatten(2, self.schedule[scale - 1])
@@ -88,6 +100,30 @@ class LandscapeFamily(Family):
         if scale < len(self.schedule):
             changed["x"] = self._tokens(total, state["start"], scale + 1)
         return changed
+
+    @classmethod
+    def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        names = ("labels", "seed", "cfg", "temperature", "on_scale", "scale_schedule")
+        check_arguments(cls.name, arguments, names, {})
+        labels, seed, cfg = arguments["labels"], arguments["seed"], arguments["cfg"]
+        if not labels:
+            raise OptionError(message("labels", "name at least one class", "none"))
+        network: Any = model
+        index = torch.tensor([network.class_index(label) for label in labels])
+        family = cls(model, len(labels), arguments["scale_schedule"], guided=cfg != 1.0)
+        inputs = {
+            "labels": index.to(family.device),
+            "cfg": number(cfg),
+            "temperature": number(arguments["temperature"]),
+        }
+        generators = [torch.Generator().manual_seed(seed + image) for image in range(len(labels))]
+        return Call(
+            family,
+            inputs,
+            lambda noise: noise.draw(generators),
+            after=arguments["on_scale"],
+            grad_mode=torch.inference_mode,
+        )
 
     def decode(self, state: State) -> Tensor:
         return self.model.tokenizer.decode(state["total"]).float()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparvar.export.families.base import Family, Input, State
+from sparvar.export.families.arguments import check_arguments, class_labels, generator_of, number
+from sparvar.export.families.base import Call, Family, Input, State
 from sparvar.export.families.sampling import check_sampling, draw_entries, filtered, sampling_noise
 
 
@@ -27,6 +29,7 @@ class VarFamily(Family):
         "patch_nums", "pos_1LC", "pos_start", "shared_ada_lin", "V", "vae_proxy", "vae_quant_proxy", "word_embed",
     )  # fmt: skip
     block_values: ClassVar[dict[str, str]] = {"L['x']": "x", "L['cond_BD']": "modulation"}
+    shared: ClassVar[tuple[str, ...]] = ("features",)
 
     def __init__(
         self, model: nn.Module, images: int = 1, top_k: int = 0, top_p: float = 0.0, more_smooth: bool = False
@@ -78,6 +81,14 @@ class VarFamily(Family):
         part = slice(sum(sizes[: scale - 1]), sum(sizes[:scale]))
         return self.model.lvl_embed(self.model.lvl_1L[:, part]) + self.model.pos_1LC[:, part]
 
+    def enter(self, scale: int, state: State) -> Tensor:
+        return self._tokens(F.interpolate(state["features"], size=self.schedule[scale - 1], mode="area"), scale)
+
+    def _tokens(self, features: Tensor, scale: int) -> Tensor:
+        """Features [images, Cvae, h, w] as the first block's input [rows, h*w, C]."""
+        tokens = self.model.word_embed(features.flatten(2).transpose(1, 2)) + self._positions(scale)
+        return tokens.repeat(2, 1, 1)
+
     def leave(self, scale: int, state: State, noise: dict[str, Tensor]) -> State:
         model, quantiser, scales = self.model, self.quantiser, len(self.schedule)
         ratio = (scale - 1) / (scales - 1)
@@ -93,8 +104,17 @@ class VarFamily(Family):
         )
         if scale == scales:
             return {"features": features}
-        tokens = model.word_embed(following.flatten(2).transpose(1, 2)) + self._positions(scale + 1)
-        return {"features": features, "x": tokens.repeat(2, 1, 1)}
+        return {"features": features, "x": self._tokens(following, scale + 1)}
+
+    @classmethod
+    def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
+        settings = ("top_k", "top_p", "more_smooth")
+        check_arguments(cls.name, arguments, ("B", "label_B", "g_seed", "cfg", *settings), {})
+        images = arguments["B"]
+        generator = generator_of(model, arguments["g_seed"])
+        labels = class_labels(model, images, arguments["label_B"], generator)
+        family = cls(model, images, **{name: arguments[name] for name in settings})
+        return Call(family, {"labels": labels, "cfg": number(arguments["cfg"])}, lambda noise: noise.draw([generator]))
 
     def decode(self, state: State) -> Tensor:
         return self.vae.fhat_to_img(state["features"]).add(1).mul(0.5).float()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
@@ -18,17 +20,22 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+import sparvar.kernels
 from sparvar.errors import ArtefactError, message
+from sparvar.export.formats.aoti_worker import SETTINGS
 from sparvar.export.trace import Program
 from sparvar.version import __version__
 
+FULL = os.strerror(errno.ENOSPC)
+_saving = threading.Lock()
+"""Saving registers a reducer for a moment: two threads at once fail."""
 Progress = Callable[[int, int, str], None]
 """(programs done, programs, name of the one that was finished)."""
 
 
 def program_key(exported: ExportedProgram) -> str:
     """What a compiled program depends on: its graph with all shapes, and the versions that compile it."""
-    lines = [torch.__version__, __version__, *(f"{name}={value}" for name, value in sorted(_cpu().items()))]
+    lines = [torch.__version__, __version__, *_machine()]
     for node in exported.graph.nodes:
         value = node.meta.get("val")
         values = value if isinstance(value, list | tuple) else [value]
@@ -39,8 +46,15 @@ def program_key(exported: ExportedProgram) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:20]
 
 
-def _cpu() -> dict[str, str]:
-    return {"capability": torch.backends.cpu.get_cpu_capability()}
+@functools.cache
+def _machine() -> list[str]:
+    """What compiled code depends on beside its graph: processors, settings, and the Triton kernels behind the ops."""
+    found = [torch.backends.cpu.get_cpu_capability(), f"{sorted(SETTINGS.items())}"]
+    if torch.cuda.is_available():
+        found += [f"{torch.cuda.get_device_capability()}", f"{torch.version.cuda}"]
+        kernels = Path(sparvar.kernels.__file__).parent
+        found += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(kernels.rglob("*.py"))]
+    return found
 
 
 def compile_all(
@@ -86,12 +100,23 @@ def compile_all(
         with ThreadPoolExecutor(jobs) as pool:
             # The largest scales first: they take longest.
             order = sorted(missing, key=lambda name: -programs[name].scale)
-            for future in [pool.submit(one, name) for name in order]:
-                future.result()
+            futures = [pool.submit(one, name) for name in order]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # what was not begun is not begun any more
+                raise
     finally:
         while not workers.empty():
             workers.get().stop()
     return targets
+
+
+def disk_error(text: str) -> OSError:
+    """What a library or a compiler says of the disk, as the error that the system gave it."""
+    code = errno.ENOSPC if FULL in text else errno.EIO
+    return OSError(code, FULL if code == errno.ENOSPC else text)
 
 
 def default_jobs() -> int:
@@ -125,7 +150,8 @@ class _Worker:
             source = Path(folder) / "program.pt2"
             given, exported._example_inputs = exported._example_inputs, None  # the weights need not travel
             try:
-                torch.export.save(exported, source)
+                with _saving:
+                    torch.export.save(exported, source)
             finally:
                 exported._example_inputs = given
             try:
@@ -138,6 +164,8 @@ class _Worker:
             self._log.seek(0)
             tail = "".join(self._log.readlines()[-8:]).strip()
             reason = answer["error"] or f"the compiling process ended ({process.poll()})"
+            if FULL in reason + tail:
+                raise disk_error(FULL)
             remedy = f"the process said: {tail}" if tail else "see the message"
             raise ArtefactError(message(f"program {name}", "compile with AOTInductor", reason, remedy))
 

@@ -21,6 +21,10 @@ Told = Callable[[str, float], None]
 """(what is being done, share of this format that is finished)."""
 
 
+def require() -> None:
+    """All that this format needs comes with torch."""
+
+
 def trace(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tensor], told: Told) -> Generation:
     """The generation on the kernels' own ops."""
     return build(family, plan, recorded, inputs, say=lambda text: told(text, 0.05))

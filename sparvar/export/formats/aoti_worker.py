@@ -19,16 +19,19 @@ from typing import Any
 
 import torch
 from torch._inductor import aot_compile
+from torch._inductor import config as inductor_config
 from torch._inductor.package.package import package_aoti
 from torch.export import ExportedProgram
 
 import sparvar.kernels  # noqa: F401  the programs call its ops
 
-SETTINGS = {
+WANTED = {
     "aot_inductor.package": True,
     "aot_inductor.enable_line_tables": False,
     "aot_inductor.enable_frame_pointer": False,
 }
+SETTINGS = {name: value for name, value in WANTED.items() if name in inductor_config.get_config_copy()}
+"""Older versions of torch have no switches for what they leave out anyway."""
 DROPPED = (".cpp",)
 """Sources are not what a runtime needs."""
 

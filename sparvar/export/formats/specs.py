@@ -23,8 +23,9 @@ def program_specs(made: Generation, file: Callable[[str], str]) -> dict[str, Pro
 
 def _program(program: Program, file: str) -> ProgramSpec:
     inputs, outputs = [], []
+    given = set(program.exported.graph_signature.user_inputs)  # and not the parameters of whole scales
     for node in program.exported.graph.nodes:
-        if node.op == "placeholder":
+        if node.op == "placeholder" and node.name in given:
             inputs.append(tensor_spec(node.meta["val"]))
         elif node.op == "output":
             outputs = [tensor_spec(each.meta["val"]) for each in node.args[0]]

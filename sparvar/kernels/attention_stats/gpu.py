@@ -50,6 +50,7 @@ def attention_stats_kernel(
     WIDEN: tl.constexpr,
 ):
     """One program per BM queries. Peak, total and energy are in bits: scores arrive times log2(e)."""
+    scale = tl.full((), scale, tl.float32)  # Inductor passes Python's numbers as float64
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(1)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparvar import env
-from sparvar.kernels.column_sparse_attention.gpu_lists import check_lists, check_lists_kernel
+from sparvar.kernels.column_sparse_attention.gpu_lists import assert_good, check_lists, check_lists_kernel, flag
 from sparvar.kernels.common.binding import list_strides
 from sparvar.kernels.common.blocks import (
     LOG2E,
@@ -20,11 +20,13 @@ from sparvar.kernels.common.blocks import (
     block_queries,
     interpreted,
     operand,
+    sm_90,
     tile_rows,
 )
 from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.geometry import tile_count
 from sparvar.kernels.common.launch import launch
+from sparvar.kernels.common.library import launchable
 
 __all__ = ["KERNELS", "candidates", "pinned", "run"]
 
@@ -72,6 +74,7 @@ def column_sparse_kernel(
     WIDEN: tl.constexpr,
 ):
     """Streamed softmax over the columns of one list. BM queries of a tile, BN columns a step, BD >= head dim."""
+    scale = tl.full((), scale, tl.float32)  # Inductor passes Python's numbers as float64
     parts: tl.constexpr = (TILE_H * TILE_W + BLOCK_M - 1) // BLOCK_M
     tile = tl.program_id(0) // parts
     head = tl.program_id(1).to(tl.int64)
@@ -150,6 +153,7 @@ def column_sparse_kernel(
 
 
 KERNELS = (column_sparse_kernel, check_lists_kernel)
+GLUON_VERSIONS = (["3", "6"], ["3", "7"])  # Gluon changes: with others the Triton kernel runs
 
 
 def pinned(dim: int, dtype: torch.dtype, hip: bool, runs: bool = False) -> Block:
@@ -189,6 +193,15 @@ def candidates(dim: int, dtype: torch.dtype, shared: bool) -> list[triton.Config
     ]
 
 
+def _on_hopper(q: Tensor, scale: float, queries: int) -> bool:
+    """Return whether `hopper` serves a call: two warpgroups of 64 queries, 16-bit types, common head dimensions."""
+    if q.shape[3] not in (64, 128) or q.dtype not in (torch.bfloat16, torch.float16) or not 64 < queries <= 128:
+        return False
+    if scale <= 0 or q.device.type != "cuda" or launchable(column_sparse_kernel, q) is not column_sparse_kernel:
+        return False  # what is traced is compiled by Inductor, which knows no Gluon
+    return triton.__version__.split(".")[:2] in GLUON_VERSIONS and sm_90(q.device)
+
+
 @lru_cache(maxsize=64)
 def _searched(dim: int, dtype: torch.dtype, shared: bool, bucket: int) -> Any:
     """Return the kernel with its search, one for every power of two of columns."""
@@ -214,11 +227,19 @@ def run(
 
     `block` and `runs` (contiguous steps are loaded as such) replace what SPARVAR_GPU_TUNE would choose.
     """
-    if env.gpu_checks():
-        check_lists(indices, counts, k.shape[2])
     batch, heads, _, dim = q.shape
     tiles = tile_count(grid_h, grid_w, tile_h, tile_w)
     out = attention_output(q)
+    if block is None and not runs and env.gpu_tune() == "pinned" and _on_hopper(q, scale, tile_h * tile_w):
+        from sparvar.kernels.column_sparse_attention import hopper
+
+        good = flag(q.device) if env.gpu_checks() else None
+        hopper.run(q, k, v, out, indices, counts, good, scale, (grid_h, grid_w, tile_h, tile_w), correction)
+        if good is not None:
+            assert_good(good)
+        return out
+    if env.gpu_checks():
+        check_lists(indices, counts, k.shape[2])
     q, *q_strides = operand(q)
     k, *k_strides = operand(k)
     v, *v_strides = operand(v)

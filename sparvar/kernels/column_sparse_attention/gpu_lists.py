@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from sparvar.kernels.common.launch import launch
 
-__all__ = ["check_lists", "check_lists_kernel"]
+__all__ = ["assert_good", "check_lists", "check_lists_kernel", "flag"]
 
 BLOCK = 1024
 MESSAGE = "indices, counts: must be ascending lists of keys that exist without duplicates, of 1 to K columns each"
@@ -49,6 +51,27 @@ def check_lists_kernel(
     tl.store(good_ptr, 0, mask=wrong > 0)
 
 
+@lru_cache(maxsize=16)
+def _kept_flag(index: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(1, dtype=torch.int32, device=f"cuda:{index}")
+
+
+def flag(device: torch.device) -> Tensor:
+    """Return int32 [1] on `device`, 1 until a list is found bad. Nobody sets it back: the assertion ends the process.
+
+    One serves all calls, so that none has to fill it. What a graph captures must be filled in the graph.
+    """
+    if torch.cuda.is_current_stream_capturing() and not _kept_flag.cache_info().currsize:
+        return torch.ones(1, dtype=torch.int32, device=device)
+    return _kept_flag(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def assert_good(good: Tensor) -> None:
+    """Assert on the device that `good` [1] is not 0; the host does not wait."""
+    torch._assert_async(good, MESSAGE)
+
+
 def check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:
     """Assert on the device that indices [B', H', G, K] and counts [B', H', G] are lists of `keys` keys."""
     batch, heads, tiles, capacity = indices.shape
@@ -66,4 +89,4 @@ def check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:
         BLOCK=BLOCK,
         num_warps=4,
     )
-    torch._assert_async(good, MESSAGE)
+    assert_good(good)

@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparvar.kernels.common.blocks import BITS, LOG2E, Block, block_dim, block_queries, interpreted, operand
+from sparvar.kernels.common.blocks import BITS, LOG2E, Block, block_dim, block_queries, interpreted, operand, sm_90
 from sparvar.kernels.common.geometry import axis_tiles, tile_count
 from sparvar.kernels.common.launch import launch
 
 __all__ = ["KERNELS", "SPAN", "pinned", "run"]
 
 SPAN = 1024  # keys of one program: queries are loaded once for all of them
+SPAN_SM_90 = 2048
 
 
 @triton.jit
@@ -74,6 +75,7 @@ def column_sums_kernel(
     WIDEN: tl.constexpr,
 ):
     """BN keys a step against the queries of a tile. Scores are transposed: their sum then stays within a warp."""
+    scale = tl.full((), scale, tl.float32)  # Inductor passes Python's numbers as float64
     across: tl.constexpr = (TILE_W + STRIDE - 1) // STRIDE
     sampled: tl.constexpr = (TILE_H + STRIDE - 1) // STRIDE * across
     parts: tl.constexpr = (sampled + BLOCK_M - 1) // BLOCK_M
@@ -136,13 +138,18 @@ def column_sums_kernel(
 KERNELS = (column_sums_kernel,)
 
 
-def pinned(dim: int, dtype: torch.dtype, hip: bool) -> Block:
-    """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md)."""
+def pinned(dim: int, dtype: torch.dtype, hip: bool, hopper: bool = False) -> Block:
+    """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md).
+
+    `hopper`: the one that was fastest on an H100.
+    """
     wide = block_dim(dim) > 128
     if dtype == torch.float32:
         return Block(16 if hip else 32, 16 if hip and wide else 32, 8, 2)
     if hip:  # 64 KB of shared memory
         return Block(128, 64, 8, 2)
+    if hopper and not wide:
+        return Block(128, 64, 4, 3)
     return Block(64, 64, 8, 2) if wide else Block(128, 64, 8, 3)
 
 
@@ -157,17 +164,20 @@ def run(
     tile_w: int,
     stride: int,
     block: Block | None = None,
+    span: int = 0,
 ) -> Tensor:
-    """Return [B, H, G, T] fp32. Sums in fp32."""
+    """Return [B, H, G, T] fp32. Sums in fp32. `block` and `span` replace the pinned ones."""
     batch, heads, _, dim = q.shape
     keys, tiles = k.shape[2], tile_count(grid_h, grid_w, tile_h, tile_w)
     sums = q.new_empty((batch, heads, tiles, keys), dtype=torch.float32)
     q, *q_strides = operand(q)
     k, *k_strides = operand(k)
-    block = block or pinned(dim, q.dtype, torch.version.hip is not None)
+    hopper = sm_90(q.device)
+    block = block or pinned(dim, q.dtype, torch.version.hip is not None, hopper)
+    span = span or (SPAN_SM_90 if hopper else SPAN)
     launch(
         column_sums_kernel,
-        (tiles * triton.cdiv(keys, SPAN), heads, batch),
+        (tiles * triton.cdiv(keys, span), heads, batch),
         q,
         k,
         lse.float().contiguous(),
@@ -185,7 +195,7 @@ def run(
         BLOCK_D=block_dim(dim),
         BLOCK_M=block_queries(block.m, axis_tiles(tile_h, stride) * axis_tiles(tile_w, stride)),
         BLOCK_N=block.n,
-        SPAN=SPAN,
+        SPAN=span,
         WIDEN=interpreted(column_sums_kernel) and q.dtype == torch.bfloat16,
         num_warps=block.warps,
         num_stages=block.stages,

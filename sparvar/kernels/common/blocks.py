@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +19,7 @@ __all__ = [
     "block_queries",
     "interpreted",
     "operand",
+    "sm_90",
     "tile_rows",
 ]
 
@@ -34,6 +37,18 @@ class Block(NamedTuple):
     n: int
     warps: int
     stages: int
+
+
+@lru_cache(maxsize=16)
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index) if torch.version.hip is None else (0, 0)
+
+
+def sm_90(device: torch.device) -> bool:
+    """Return whether `device` is an NVIDIA GPU of compute capability 9.0 that is there: Hopper has its own choices."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return _capability(torch.cuda.current_device() if device.index is None else device.index) == (9, 0)
 
 
 def block_dim(dim: int) -> int:

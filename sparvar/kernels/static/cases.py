@@ -18,7 +18,7 @@ VARIANT_DIMS = (64, 128)
 
 # kernel -> its variants: the pinned form first, others by what they are for
 KERNELS: dict[str, tuple[str, ...]] = {
-    "column_sparse_attention": ("pinned", "correction", "runs"),
+    "column_sparse_attention": ("pinned", "correction", "runs", "hopper"),
     "attention_stats": ("pinned", "without entropy"),
     "column_sums": ("pinned",),
 }
@@ -61,6 +61,7 @@ def static_cases(kernel: str = "") -> list[StaticCase]:
         for dtype in DTYPES
         for dim in HEAD_DIMS
         if dim in VARIANT_DIMS or variant == "pinned"
+        if variant != "hopper" or (target == "sm_90" and dtype != "fp32")
     ]
     lists = [
         StaticCase(name, variant, target, dtype, 0)

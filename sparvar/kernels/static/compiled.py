@@ -19,7 +19,7 @@ from sparvar.kernels.static.targets import GPUS, TARGETS, Target
 __all__ = ["StaticFacts", "static_compile", "static_problems", "static_toolchain"]
 
 TILE = (8, 16)
-INTEGERS = ("indices_ptr", "counts_ptr")
+INTEGERS = ("indices_ptr", "counts_ptr", "good_ptr")
 WIDE = ("lse_ptr", "entropy_ptr", "sums_ptr")
 # Names of matrix instructions: mma.sync, wgmma and tcgen05.mma in SASS, MFMA on AMD.
 MATRIX = re.compile(r"\b(HMMA|HGMMA|UTCHMMA)\b|\b(v_mfma)_")
@@ -111,6 +111,36 @@ def _build_list(case: StaticCase) -> tuple[Any, dict[str, int]]:
     return compiled, {"m": 1, "n": constants["BLOCK"] + constants.get("REST", 0), "warps": warps, "stages": stages}
 
 
+def _build_hopper(case: StaticCase) -> tuple[Any, dict[str, int]]:
+    """`_build` of the Gluon kernel of `column_sparse_attention`: four warps for each 64 queries, four to load."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from sparvar.kernels.column_sparse_attention import hopper
+
+    kernel = hopper.column_sparse_hopper_kernel
+    block = {"m": 128, "n": hopper.BLOCK_N, "warps": 12, "stages": hopper.STAGES}
+    constants = {
+        "TILE_H": TILE[0],
+        "TILE_W": TILE[1],
+        "DIM": case.head_dim,
+        "BLOCK_N": hopper.BLOCK_N,
+        "STAGES": hopper.STAGES,
+        "EXTRA": False,
+        "CHECK": True,
+    }
+    signature = {name: _type(name, case, constants) for name in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
+    target = TARGETS[case.target]
+    compiled = triton.compile(
+        GluonASTSource(kernel, signature, constants, aligned),
+        target=GPUTarget(target.backend, target.arch, target.warp),
+        options={"num_warps": 4},
+    )
+    return compiled, block
+
+
 def _build(case: StaticCase) -> tuple[Any, dict[str, int]]:
     """Return the compiled kernel and its block. Integers are not specialised, so the code serves every call."""
     if case.kernel in LISTS:
@@ -129,7 +159,11 @@ def _build(case: StaticCase) -> tuple[Any, dict[str, int]]:
         "column_sums": (sums.column_sums_kernel, sums),
     }[case.kernel]
     hip = TARGETS[case.target].backend == "hip"
+    if case.variant == "hopper":
+        return _build_hopper(case)
     options = {"runs": True} if case.variant == "runs" else {}
+    if case.kernel == "column_sums" and case.target == "sm_90":
+        options["hopper"] = True
     block = module.pinned(case.head_dim, ELEMENTS[case.dtype], hip, **options)
     constants = _constants(case, block, kernel.arg_names)
     signature = {name: _type(name, case, constants) for name in kernel.arg_names}

@@ -1,0 +1,305 @@
+"""Fit what decides per image which of the last scales it needs (SkipVAR), from the model's own dense images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparvar.backend import attachment_of, compile, detach
+from sparvar.calibrate.subject import Subject, as_subject
+from sparvar.errors import OptionError, message
+from sparvar.passes import fingerprint
+from sparvar.runtime.choices import features
+from sparvar.scale_plans import FEATURES, Adapt, Logistic, Plan
+
+RIDGE = 0.5
+"""Weight of the squared weights, of standardised features, against the sum of the images' losses."""
+LEAST_MSE = 1e-10
+SSIM_WINDOW = 11
+"""Side of the Gaussian window of SSIM (sigma 1.5; reflected at the borders)."""
+
+Option = tuple[Literal["skip", "conditional"], int]
+"""What is left out, and at how many of the last scales."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image: its features, and PSNR in dB and SSIM of every option against its dense image.
+
+    ``seconds`` is the time from the start of the dense generation to the end of each scale, decoding left out.
+    """
+
+    prompt: str
+    seed: int
+    features: tuple[float, ...]
+    psnr: Mapping[Option, float]
+    ssim: Mapping[Option, float]
+    seconds: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class SkipFit:
+    """What was fitted, and on what.
+
+    Attributes:
+        adapt: the record for a plan: ``plan.replace(adapt=fit.adapt)``.
+        samples: every image.
+        accepted: of every option, how many images met the target.
+        right: of every option, how many of these images the fitted model says the right thing of.
+    """
+
+    adapt: Adapt
+    samples: tuple[Sample, ...]
+    accepted: Mapping[Option, int]
+    right: Mapping[Option, int]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.samples)} images, features {', '.join(FEATURES)} at scale {self.adapt.scale}"]
+        for option, count in self.accepted.items():
+            what = "skipped" if option[0] == "skip" else "without unconditional rows"
+            psnr = [sample.psnr[option] for sample in self.samples]
+            ssim = [sample.ssim[option] for sample in self.samples]
+            lines.append(
+                f"last {option[1]} {what}: {_mean(psnr):.1f} dB (least {min(psnr):.1f}), SSIM {_mean(ssim):.3f}"
+                f" (least {min(ssim):.3f}); good enough for {count}, model right on {self.right[option]}"
+            )
+        return "\n".join(lines)
+
+
+def fit_skip(
+    model: Any,
+    prompts: Sequence[Any],
+    *,
+    seeds: Sequence[int] = (0, 1, 2, 3),
+    scale: int | None = None,
+    skip: int = 3,
+    conditional: int = 3,
+    min_ssim: float = 0.84,
+    min_psnr: float | None = None,
+    fill: Literal["copy", "delta"] = "copy",
+    say: Callable[[str], None] | None = None,
+) -> SkipFit:
+    """Fit a logistic model per option on images of every prompt and seed: `skip_samples`, then `fit_samples`.
+
+    Args:
+        model: the model, unattached, or a `Subject` that says how to draw with it.
+        prompts: of the images.
+        seeds: of every prompt.
+        scale: where the decision is; the last that all options leave, if None.
+        skip, conditional: most scales to skip, and to run without unconditional rows.
+        min_ssim, min_psnr: against the dense image, what counts as good enough; SkipVAR's classifiers were fitted
+            at SSIM 0.84 to 0.88.
+        fill: what stands for unconditional rows, see `Guidance`.
+        say: hears of progress.
+
+    Raises:
+        OptionError: a number is out of range, or the model cannot be run so.
+        CaptureError: the model is of no family whose generation can be decoded on the way.
+    """
+    if not 0 < min_ssim <= 1:
+        raise OptionError(message("min_ssim", "be above 0 and at most 1", min_ssim))
+    subject = model if isinstance(model, Subject) else as_subject(model, type(model).__name__)
+    at, samples = skip_samples(
+        subject, prompts, seeds, scale=scale, skip=skip, conditional=conditional, fill=fill, say=say
+    )
+    return fit_samples(fingerprint(subject.model), at, samples, min_ssim=min_ssim, min_psnr=min_psnr, fill=fill)
+
+
+def skip_samples(
+    subject: Subject,
+    prompts: Sequence[Any],
+    seeds: Sequence[int],
+    *,
+    scale: int | None = None,
+    skip: int = 3,
+    conditional: int = 3,
+    fill: Literal["copy", "delta"] = "copy",
+    say: Callable[[str], None] | None = None,
+) -> tuple[int, list[Sample]]:
+    """The scale of the decision, and what leaving out does to images of every prompt and seed; see `fit_skip`.
+
+    Each image is generated densely once, which also gives what skipping scales would (decoded on the way), and once
+    per number of last scales without unconditional rows.
+    """
+    base = subject.base_plan()
+    scale = _check(base, scale, skip, conditional, prompts, seeds)
+    samples: list[Sample] = []
+    total = len(prompts) * len(seeds)
+    for prompt in prompts:
+        for seed in seeds:
+            if say is not None:
+                say(f"image {len(samples) + 1} of {total}: {prompt}, seed {seed}")
+            samples.append(_sample(subject, base, prompt, seed, scale, skip, conditional, fill))
+    return scale, samples
+
+
+def fit_samples(
+    mark: str,
+    scale: int,
+    samples: Sequence[Sample],
+    *,
+    min_ssim: float = 0.84,
+    min_psnr: float | None = None,
+    fill: Literal["copy", "delta"] = "copy",
+) -> SkipFit:
+    """Fit a logistic model per option on what `skip_samples` measured; ``mark`` is the model's fingerprint."""
+    options = list(samples[0].ssim)
+    accepted, right, models = {}, {}, {}
+    for option in options:
+        good = [
+            sample.ssim[option] >= min_ssim and (min_psnr is None or sample.psnr[option] >= min_psnr)
+            for sample in samples
+        ]
+        models[option] = found = fit_logistic([sample.features for sample in samples], good)
+        accepted[option] = sum(good)
+        right[option] = sum(
+            (found.probability(sample.features) >= 0.5) == each for sample, each in zip(samples, good, strict=True)
+        )
+    adapt = Adapt(
+        fingerprint=mark,
+        scale=scale,
+        skip=tuple(models[option] for option in options if option[0] == "skip"),
+        conditional=tuple(models[option] for option in options if option[0] == "conditional"),
+        fill=fill,
+    )
+    return SkipFit(adapt, tuple(samples), accepted, right)
+
+
+def fit_logistic(images: Sequence[Sequence[float]], good: Sequence[bool]) -> Logistic:
+    """Logistic regression with a ridge on the weights of standardised features, folded into their own units.
+
+    Where all images agree there is nothing to tell apart: the model is their rate by Laplace's rule, for every image.
+    """
+    count, yes = len(good), sum(good)
+    if yes in (0, count):
+        return Logistic(bias=math.log((yes + 1) / (count - yes + 1)), weights=(0.0,) * len(FEATURES))
+    x = torch.tensor(images, dtype=torch.float64)
+    y = torch.tensor(good, dtype=torch.float64)
+    mean, spread = x.mean(0), x.std(0, correction=0).clamp_min(1e-12)
+    x = (x - mean) / spread
+    parameters = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        logits = x @ parameters[1:] + parameters[0]
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, y)
+        value = value + RIDGE / count * parameters[1:].square().sum()
+        torch.autograd.backward(value)
+        return value
+
+    with torch.enable_grad():
+        optimiser.step(loss)
+    found = parameters.detach()
+    weights = found[1:] / spread
+    bias = found[0] - (weights * mean).sum()
+    return Logistic(bias=float(bias), weights=tuple(float(weight) for weight in weights))
+
+
+def _check(
+    base: Plan, scale: int | None, skip: int, conditional: int, prompts: Sequence[Any], seeds: Sequence[int]
+) -> int:
+    if not prompts or not seeds:
+        raise OptionError(message("prompts and seeds", "give at least one image", "none"))
+    if skip < 0 or conditional < 0 or skip + conditional == 0:
+        raise OptionError(message("skip and conditional", "be 0 or more, and one of them above", (skip, conditional)))
+    most = base.scales - max(skip, conditional)
+    found = most if scale is None else scale
+    if not 2 <= found <= most:
+        must = f"be a scale from 2 to {most}, before all {max(skip, conditional)} that may be left out"
+        raise OptionError(message("scale", must, found, "decide earlier, or on fewer scales"))
+    return found
+
+
+def _sample(
+    subject: Subject, base: Plan, prompt: Any, seed: int, scale: int, skip: int, conditional: int, fill: str
+) -> Sample:
+    last = base.scales
+    wanted = {scale - 1, scale, last, *(last - count for count in range(1, skip + 1))}
+    dense, seconds = _images(subject, base, prompt, seed, wanted)
+    others: dict[Option, Tensor] = {("skip", count): dense[last - count] for count in range(1, skip + 1)}
+    for count in range(1, conditional + 1):
+        plan = base.replace(guidance={"conditional_from": last - count + 1, "fill": fill})
+        others["conditional", count] = _images(subject, plan, prompt, seed, {last})[0][last]
+    found = features(dense[scale - 1], dense[scale])
+    return Sample(
+        str(prompt),
+        seed,
+        tuple(found[0]),
+        {option: psnr(image, dense[last]) for option, image in others.items()},
+        {option: ssim(image, dense[last]) for option, image in others.items()},
+        seconds,
+    )
+
+
+def _images(
+    subject: Subject, plan: Plan, prompt: Any, seed: int, scales: set[int]
+) -> tuple[dict[int, Tensor], dict[int, float]]:
+    """What is drawn after each of ``scales``, decoded, [1, 3, H, W], of one generation, and when each scale ended."""
+    seen: dict[int, Tensor] = {}
+    ends: dict[int, float] = {}
+    started, decoding = time.perf_counter(), 0.0
+
+    def watch(scale: int, decode: Callable[[], Tensor]) -> None:
+        nonlocal decoding
+        now = time.perf_counter()
+        ends[scale] = now - started - decoding
+        if scale in scales:
+            seen[scale] = decode().cpu().clone()
+        decoding += time.perf_counter() - now
+
+    compile(subject.model, plan, inner="eager")
+    try:
+        attachment = attachment_of(subject.model)
+        assert attachment is not None
+        attachment.choices.watcher = watch
+        started = time.perf_counter()
+        subject.draw(subject.model, prompt, seed)
+    finally:
+        detach(subject.model)
+    if set(seen) != scales:
+        must = "call the model's own generation method, whose scales can be decoded on the way"
+        raise OptionError(message("draw", must, "a generation that was not seen"))
+    return seen, ends
+
+
+def psnr(image: Tensor, reference: Tensor) -> float:
+    """PSNR of an image in [0, 1] against its reference, dB."""
+    mse = (image.double() - reference.double()).square().mean().item()
+    return -10 * math.log10(max(mse, LEAST_MSE))
+
+
+def ssim(image: Tensor, reference: Tensor) -> float:
+    """SSIM of images [1, 3, H, W] in [0, 1], mean over pixels and channels (Wang et al. 2004, as torchmetrics has it).
+
+    Raises:
+        OptionError: a side is shorter than the window.
+    """
+    if min(image.shape[-2:]) < SSIM_WINDOW:
+        must = f"have sides of at least {SSIM_WINDOW} pixels for SSIM"
+        raise OptionError(message("images", must, tuple(image.shape[-2:])))
+    place = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
+    line = torch.exp(-place.square() / (2 * 1.5**2))
+    line = line / line.sum()
+    window = (line[:, None] * line)[None, None].expand(3, 1, -1, -1)
+    edge = (SSIM_WINDOW // 2,) * 4
+    a, b = (torch.nn.functional.pad(each.double(), edge, mode="reflect") for each in (image, reference))
+    stacked = torch.cat((a, b, a * a, b * b, a * b))
+    mean_a, mean_b, aa, bb, ab = torch.nn.functional.conv2d(stacked, window, groups=3).split(a.shape[0])
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean_a * mean_b + c1) * (2 * (ab - mean_a * mean_b) + c2)
+    bottom = (mean_a.square() + mean_b.square() + c1) * (aa - mean_a.square() + bb - mean_b.square() + c2)
+    return float((top / bottom).mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+__all__ = ["Sample", "SkipFit", "fit_logistic", "fit_samples", "fit_skip", "psnr", "skip_samples", "ssim"]

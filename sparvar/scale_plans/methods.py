@@ -1,0 +1,110 @@
+"""Plans of published methods that leave out tokens or guidance, by the rules of their papers, for any schedule.
+
+Each takes an all-dense plan, or one with sparse attention that is legal with it, and returns it with the method's
+fields. Where a paper gives numbers for Infinity's 1:1 schedule, scales correspond by their grid relative to the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparvar.errors import PlanError, message
+from sparvar.scale_plans.data import Thresholds
+from sparvar.scale_plans.plan import Plan
+from sparvar.scale_plans.thresholds import keep_count
+
+FASTVAR_RATIOS = {32 / 64: 0.4, 40 / 64: 0.5}
+"""Pruned share by grid side relative to the last scale's, for Infinity; its last two scales are skipped."""
+FASTVAR_FIRST = 3
+"""Layers before it compute every token (layers 3 to 27 of 32 prune)."""
+FASTVAR_LAST_SHARE = 28 / 32
+SPARSEVAR_KEEP = 0.35
+"""Share of tokens left at late scales, which the paper's threshold of 0.6 of the largest error gives on average."""
+
+
+def fastvar(plan: Plan, skipping: bool = False) -> Plan:
+    """FastVAR: pivotal tokens by distance from the mean, each layer choosing anew, skipped ones from the cache.
+
+    With ``skipping`` the two last scales are not drawn and those before lose `FASTVAR_RATIOS`, as published for
+    Infinity; without, the last two keep a half and a quarter of their tokens, as published for HART. Layers before
+    `FASTVAR_FIRST` and the last eighth compute every token.
+    """
+    last = plan.scales
+    if skipping:
+        drawn = last - 2
+        keep = {scale: 1 - ratio for scale in range(2, drawn + 1) if (ratio := _ratio(plan, scale))}
+        # The cache is the last scale before the first pruned one.
+        source = min(keep, default=drawn) - 1
+    else:
+        keep, source = {last - 1: 0.5, last: 0.25}, last - 2
+    layers = len(plan.layers)
+    first, end = min(FASTVAR_FIRST, layers - 1), max(round(FASTVAR_LAST_SHARE * layers), 1)
+    spans = [{"first": layer, "last": layer, "keep": keep} for layer in range(first, max(end, first + 1))]
+    changes = {"pruning": {"score": "pivot", "fill": "output", "source": source, "spans": spans}}
+    return plan.replace(name="fastvar", **changes, **({"skip": {"last": 2}} if skipping else {}))
+
+
+def _ratio(plan: Plan, scale: int) -> float | None:
+    """FastVAR's pruned share of a scale: that of the relative side that is nearest, within 8 %."""
+    relative = (plan.tokens(scale) / plan.tokens(plan.scales)) ** 0.5
+    near = min(FASTVAR_RATIOS, key=lambda side: abs(side - relative))
+    return FASTVAR_RATIOS[near] if abs(near - relative) <= 0.08 * near else None
+
+
+def sparsevar(plan: Plan, keep: float = SPARSEVAR_KEEP) -> Plan:
+    """SparseVAR: at the last two scales tokens that one block changed little are left out, anchors stay.
+
+    What is left out gets the output of its most similar anchor. The block of the papers (the third of Infinity-2B, the
+    sixteenth of HART) stands for all layers here: all of them are one span.
+    """
+    last = plan.scales
+    span = {"first": 0, "last": len(plan.layers) - 1, "keep": {last - 1: keep, last: keep}}
+    pruning = {"score": "change", "fill": "anchor", "source": last - 2, "spans": [span]}
+    return plan.replace(name="sparsevar", pruning=pruning)
+
+
+def toprovar(plan: Plan, thresholds: Thresholds | None = None, fill: str = "delta") -> Plan:
+    """ToProVAR: from scale D on, detail layers skip tokens of the highest entropy, a fixed number per layer and scale.
+
+    Args:
+        plan: what else runs.
+        thresholds: with start, scores and alphas; the plan's own if None.
+        fill: what stands for skipped tokens.
+
+    Raises:
+        PlanError: the thresholds are not calibrated, or nothing is to be pruned by them.
+    """
+    given = thresholds or plan.thresholds
+    if given.start is None or not given.scores:
+        remedy = "calibrate the plan, or give thresholds"
+        raise PlanError(message("thresholds", "have a start scale and layers' scores", "none", remedy), plan.name)
+    spans = []
+    for layer in range(len(plan.layers)):
+        keep = {
+            scale: keep_count(given, scale, layer, plan.tokens(scale), plan.scales) / plan.tokens(scale)
+            for scale in range(given.start, plan.scales + 1)
+        }
+        keep = {scale: share for scale, share in keep.items() if share < 1}
+        if keep:
+            spans.append({"first": layer, "last": layer, "keep": keep})
+    if not spans:
+        must = "prune at least one (layer, scale)"
+        raise PlanError(message("thresholds", must, "none: no layer is a detail layer", "other thresholds"), plan.name)
+    pruning = {"score": "entropy", "fill": fill, "source": given.start - 1, "spans": spans}
+    return plan.replace(name="toprovar", pruning=pruning, thresholds=given)
+
+
+def conditional(plan: Plan, last: int) -> Plan:
+    """The last ``last`` scales without unconditional rows (SkipVAR's second decision, always taken)."""
+    return plan.replace(name=f"conditional-{last}", guidance={"conditional_from": plan.scales + 1 - last})
+
+
+def kept_tokens(plan: Plan, score: str, fill: str, source: int, shares: Sequence[float]) -> Plan:
+    """All layers on the same tokens at the last scales, ``shares`` of them, the last scale's share last."""
+    first = plan.scales - len(shares) + 1
+    span = {"first": 0, "last": len(plan.layers) - 1, "keep": dict(enumerate(shares, start=first))}
+    pruning = {"score": score, "fill": fill, "source": source, "spans": [span]}
+    return plan.replace(name=f"{score}-{fill}", pruning=pruning)
+
+
+__all__ = ["conditional", "fastvar", "kept_tokens", "sparsevar", "toprovar"]

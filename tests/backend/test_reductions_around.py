@@ -1,0 +1,111 @@
+"""Tokens left out of blocks that hold two attentions, so that the sites are the self-attentions inside them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sparvar
+from sparvar.errors import SessionError
+from sparvar.scale_plans import Plan, dense_plan
+from sparvar.zoo import ShapedVAR, shaped
+
+SCHEDULE = ((1, 1), (2, 2), (3, 4), (6, 8), (8, 12))
+KEEP = {4: 0.5, 5: 0.25}
+SOURCE = 3
+
+
+def plan_for(model: ShapedVAR, spans: list[tuple[int, int]]) -> Plan:
+    names = [f"blocks.{number}.sa" for number in range(model.shape.depth)]
+    plan = dense_plan(SCHEDULE, names, heads=model.shape.heads, head_dim=model.shape.head_dim, tile=(4, 4))
+    each = [{"first": first, "last": last, "keep": KEEP} for first, last in spans]
+    return plan.replace(pruning={"score": "pivot", "fill": "delta", "source": SOURCE, "spans": each})
+
+
+def enlarge(x: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    grid = x.transpose(1, 2).reshape(x.shape[0], -1, *source)
+    return F.interpolate(grid, size=target, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+
+
+@torch.inference_mode()
+def slow(model: ShapedVAR, spans: list[tuple[int, int]], seed: int) -> Tensor:
+    """The model's own blocks on gathered tokens and rotations; skipped keys never enter its caches."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    width = model.shape.width
+    condition, text = noise(2, 6, width) * 0.1, noise(2, model.shape.text, width)
+    for block in model.blocks:
+        block.sa.cached_k = block.sa.cached_v = None  # type: ignore[union-attr]
+    saved: dict[int, Tensor] = {}
+    for scale, grid in enumerate(SCHEDULE, start=1):
+        rope, x = model._ropes[scale - 1], noise(2, grid[0] * grid[1], width)
+        layer = 0
+        while layer < model.shape.depth:
+            last = dict(spans).get(layer, layer)
+            before, kept = x, None
+            if scale in KEEP and layer in dict(spans):
+                far = (x - x.mean(1, keepdim=True)).square().sum(-1).mean(0)
+                kept = far.sort(descending=True, stable=True).indices[: round(KEEP[scale] * x.shape[1])].sort().values
+                x = x[:, kept]
+            for number in range(layer, last + 1):
+                x = model.blocks[number](x, condition, rope if kept is None else rope[:, kept], text)
+            if kept is not None:
+                whole = before + enlarge(saved[layer], SCHEDULE[SOURCE - 1], grid)
+                whole[:, kept] = x
+                x = whole
+            elif scale == SOURCE:
+                saved[layer] = x - before
+            layer = last + 1
+    for block in model.blocks:
+        block.sa.cached_k = block.sa.cached_v = None  # type: ignore[union-attr]
+    return x
+
+
+@pytest.mark.parametrize("spans", [[(0, 2)], [(1, 2)], [(0, 0), (2, 2)]], ids=str)
+def test_against_the_models_own_blocks(spans: list[tuple[int, int]]) -> None:
+    model = shaped("tiny", SCHEDULE)
+    expected = slow(model, spans, seed=3)
+    sparvar.compile(model, plan_for(model, spans), inner="eager")
+    found = model.generate(seed=3)
+    again = model.generate(seed=3)
+    sparvar.detach(model)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_blocks_with_cross_attention_as_one_graph(inner: str) -> None:
+    """With grain "block" norms, cross-attention and MLP are in the graph; its text length is, too."""
+    model = shaped("tiny", SCHEDULE)
+    expected = slow(model, [(0, 2)], seed=3)
+    sparvar.compile(model, plan_for(model, [(0, 2)]), inner=inner, grain="block")
+    found = model.generate(seed=3)
+    attachment = sparvar.attachment_of(model)
+    assert attachment is not None and not attachment.around
+    assert [site.wrapped for site in attachment.sites] == ["blocks.0", "blocks.1", "blocks.2"]
+    sparvar.detach(model)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_that_changes_tokens_between_blocks_is_found_out() -> None:
+    class Changing(ShapedVAR):
+        def generate(self, *args: object, **kwargs: object) -> Tensor:
+            hook = self.blocks[1].register_forward_pre_hook(lambda _, given: (given[0] + 1.0, *given[1:]))
+            try:
+                return super().generate(*args, **kwargs)  # type: ignore[arg-type]
+            finally:
+                hook.remove()
+
+    model = Changing(shaped("tiny").shape, SCHEDULE).eval()
+    sparvar.compile(model, plan_for(model, [(0, 2)]), inner="eager")
+    with pytest.raises(SessionError, match="the model changes its tokens between blocks"):
+        model.generate(seed=3)
+    sparvar.detach(model)
+    sparvar.compile(model, plan_for(model, [(0, 0), (2, 2)]), inner="eager")
+    assert model.generate(seed=3).isfinite().all()
+    sparvar.detach(model)
