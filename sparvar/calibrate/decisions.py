@@ -1,9 +1,9 @@
 """Which decision serves which site, as a graph that is checked and recorded for the report.
 
-Nodes are tuples. ``("decide", layer, scale)`` and ``("sparse", layer, scale)`` are the sites that are not dense;
-``("windows", scale)`` are the column lists that all csla layers of a scale share; ``("correction", layer, scale)`` is
-the difference of dense and sparse output, made at the decision scale and added at later ones. Edges point from what
-is made to what uses it.
+It is about columns: which tokens and rows a site computes changes nothing in it. Nodes are tuples.
+``("decide", layer, scale)`` and ``("sparse", layer, scale)`` are the sites that are not dense; ``("windows", scale)``
+are the column lists that all csla layers of a scale share; ``("correction", layer, scale)`` is the difference of dense
+and sparse output, made at the decision scale and added at later ones. Edges point from what is made to what uses it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def decisions_graph(plan: Plan) -> nx.DiGraph:
     graph = nx.DiGraph()
     for layer, policy in enumerate(plan.layers):
         for scale in range(1, plan.scales + 1):
-            kind = plan.kind(scale, layer)
+            kind = plan.attention_kind(scale, layer)
             if kind == "dense":
                 continue
             site = kind, layer, scale
@@ -82,10 +82,10 @@ def _cycles(graph: nx.DiGraph) -> Iterator[str]:
 
 def _places(graph: nx.DiGraph, plan: Plan) -> Iterator[str]:
     wanted = {
-        (plan.kind(scale, layer), layer, scale)
+        (plan.attention_kind(scale, layer), layer, scale)
         for layer in range(len(plan.layers))
         for scale in range(1, plan.scales + 1)
-        if plan.kind(scale, layer) != "dense"
+        if plan.attention_kind(scale, layer) != "dense"
     }
     have = {node for node in graph if node[0] in ("decide", "sparse")}
     for node in sorted(wanted - have):

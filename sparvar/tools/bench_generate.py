@@ -88,22 +88,25 @@ def run(settings: GenerateSettings, say: Callable[[str], None]) -> dict[str, Any
     }
     say("sparse: time outside kernels")
     result["outside_kernels"] = outside_kernels(models["sparse"], settings.cfg)
-    say("profile of attention")
-    spent = attention_time(
-        plan,
-        lambda: plain.generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg),
-        lambda: models["sparse"].generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg),
-        plain.start.device,
-    )
-    result["attention"] = {
-        "speedup": spent.speedup,
-        "speedup_with_decision": spent.speedup_with_decision,
-        "dense_seconds": spent.all_dense,
-        "sparse_sites_dense_seconds": spent.dense,
-        "sparse_sites_seconds": spent.sparse,
-        "deciding_sites_dense_seconds": spent.decide_dense,
-        "deciding_sites_seconds": spent.decide,
-    }
+    if (
+        plan.pruning is None and plan.guidance is None and plan.skip is None
+    ):  # else calls do not pair up with dense ones
+        say("profile of attention")
+        spent = attention_time(
+            plan,
+            lambda: plain.generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg),
+            lambda: models["sparse"].generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg),
+            plain.start.device,
+        )
+        result["attention"] = {
+            "speedup": spent.speedup,
+            "speedup_with_decision": spent.speedup_with_decision,
+            "dense_seconds": spent.all_dense,
+            "sparse_sites_dense_seconds": spent.dense,
+            "sparse_sites_seconds": spent.sparse,
+            "deciding_sites_dense_seconds": spent.decide_dense,
+            "deciding_sites_seconds": spent.decide,
+        }
     if settings.memory:
         models.clear()
         result["peak_memory"] = {}

@@ -33,6 +33,7 @@ class MethodSettings:
         plans: more plans, by name: files.
         only: names of methods; all where it is empty.
         skipping: also methods that skip scales.
+        weights: folder with other weights of the shipped model.
     """
 
     seeds: int
@@ -42,6 +43,7 @@ class MethodSettings:
     plans: Mapping[str, Path]
     only: tuple[str, ...]
     skipping: bool
+    weights: Path | None = None
 
 
 def methods_of(settings: MethodSettings, base: Plan) -> list[Method]:
@@ -71,7 +73,7 @@ def base_of(model: Any) -> Plan:
 
 def run(settings: MethodSettings, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything; ``say`` gets a line before each step."""
-    plain = load_landscape(None)
+    plain = load_landscape(settings.weights)
     base = base_of(plain)
     methods = methods_of(settings, base)
     models: dict[str, Any] = {DENSE: copy.deepcopy(plain), INDUCTOR: inductor_dense(copy.deepcopy(plain))}

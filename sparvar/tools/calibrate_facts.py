@@ -83,7 +83,7 @@ def first_budget(plan: Plan) -> str:
 def own_candidate(plan: Plan, site: Site) -> str | None:
     """Name of the candidate that the plan runs at a site; None where it is dense there or none was measured."""
     scale, layer = site["scale"], site["layer"]
-    if plan.kind(scale, layer) != "sparse":
+    if plan.attention_kind(scale, layer) != "sparse":
         return None
     errors = site.get("relative_error") or {}
     if plan.layers[layer] == "csla":

@@ -66,7 +66,7 @@ def entropy_maps(plan: Plan, report: Report) -> Section:
 
 def _cell(plan: Plan, scale: int, layer: int) -> tuple[str, str]:
     """(key of the colour, text) of a site."""
-    kind = plan.kind(scale, layer)
+    kind = plan.attention_kind(scale, layer)
     if kind != "sparse":
         return kind, ""
     if plan.layers[layer] == "cs4a":
@@ -79,7 +79,7 @@ def assignment(plan: Plan, report: Report) -> Section:
     """What runs at every layer and scale, and what it loses there."""
     title = "What runs where, and what it loses there"
     layers, scales = len(plan.layers), list(range(1, plan.scales + 1))
-    sparse = sorted({k for k in scales for layer in range(layers) if plan.kind(k, layer) == "sparse"})
+    sparse = sorted({k for k in scales for layer in range(layers) if plan.attention_kind(k, layer) == "sparse"})
     if not sparse:
         return Section(title, "Every layer is dense at every scale, and loses nothing.")
     shown = [k for k in late_scales(report) if k in sparse]
@@ -88,7 +88,7 @@ def assignment(plan: Plan, report: Report) -> Section:
         own = own_candidate(plan, site) if site["scale"] in shown else None
         if own is not None:
             errors[site["layer"], site["scale"]] = 100 * site["relative_error"][own]
-    unknown = sum(plan.kind(k, layer) == "sparse" for k in scales for layer in range(layers)) - len(errors)
+    unknown = sum(plan.attention_kind(k, layer) == "sparse" for k in scales for layer in range(layers)) - len(errors)
 
     def draw(figure: Any) -> None:
         from matplotlib.colors import ListedColormap
@@ -182,7 +182,7 @@ def decisions(plan: Plan, report: Report) -> Section:
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        dots = [(k, layer) for k in look.scales for layer in range(layers) if plan.kind(k, layer) == "dense"]
+        dots = [(k, layer) for k in look.scales for layer in range(layers) if plan.attention_kind(k, layer) == "dense"]
         axes.scatter([x for x, _ in dots], [y for _, y in dots], color="#b6bdc7", s=6, zorder=1, label="dense site")
         users: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         for maker, user in record["edges"]:

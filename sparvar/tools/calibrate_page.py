@@ -179,11 +179,21 @@ def _story(plan: sparvar.Plan, report: dict[str, Any]) -> list[str]:
         return [why, f"Nearest: {nearest}."] if nearest else [why]
     mapped, local = "cs4a" in plan.layers, "csla" in plan.layers
     sites = plan.scales * len(plan.layers)
-    kinds = [plan.kind(scale, layer) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers))]
+    kinds = [
+        plan.attention_kind(scale, layer) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers))
+    ]
     story = [
         f"{kinds.count('sparse')} of {sites} sites (one for each layer and scale) are sparse; attention keeps about"
         f" {100 * plan.cost():.0f} % of the dense multiply-adds."
     ]
+    if plan.guidance is not None:
+        where = plan.label(plan.guidance.conditional_from)
+        story.append(f"From {where} on only the conditional rows are computed.")
+    if plan.pruning is not None:
+        by_scale = {scale: share for span in plan.pruning.spans for scale, share in span.keep.items()}
+        kept = ", ".join(f"{100 * share:.3g} % at scale {scale}" for scale, share in sorted(by_scale.items()))
+        where = plan.label(plan.pruning.source)
+        story.append(f"Tokens that are computed: {kept}; the others take what the blocks added at {where}, enlarged.")
     if "dense" in plan.layers:
         story.append(f"{_layers(plan, 'dense')}: dense at every scale.")
     if mapped:

@@ -250,6 +250,9 @@ def methods(
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="METHOD", help="Repeatable.")] = None,
     skipping: Annotated[bool, typer.Option("--skipping/--no-skipping", help="Methods that skip scales, too.")] = True,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with other weights of the landscape model.")
+    ] = None,
 ) -> None:
     """Compare the published methods, each alone, with calibrated mixtures, on the shipped model.
 
@@ -270,7 +273,7 @@ def methods(
             raise typer.BadParameter(f"--plan must be NAME=FILE, got {text!r}")
         plans[name] = Path(file)
     settings = bench_methods.MethodSettings(
-        seeds, first_seed, cfg, choose_inner(inner), plans, tuple(only or ()), skipping
+        seeds, first_seed, cfg, choose_inner(inner), plans, tuple(only or ()), skipping, weights
     )
     result = _framed("methods", **bench_methods.run(settings, _say))
     _finish(result, methods_table(result), json)

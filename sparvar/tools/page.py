@@ -156,7 +156,7 @@ def policy_map(plan: Plan) -> str:
     for layer, policy in enumerate(plan.layers):
         cells = []
         for scale in range(1, plan.scales + 1):
-            kind = plan.kind(scale, layer)
+            kind = plan.attention_kind(scale, layer)
             share = plan.kept_share(scale, policy) if kind == "sparse" else None
             text = f"{100 * share:.0f} %" if share is not None else ("decide" if kind == "decide" else "")
             look = policy if kind == "sparse" else kind

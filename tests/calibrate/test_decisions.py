@@ -48,6 +48,18 @@ def test_shipped_plans_have_no_problem() -> None:
         assert check_decisions(decisions_graph(plan), plan) == []
 
 
+def test_tokens_and_rows_that_are_left_out_change_nothing() -> None:
+    plan = make_plan(layers=6, kind="hybrid")
+    spans = [{"first": 0, "last": 5, "keep": {plan.scales: 0.5}}]
+    less = plan.replace(
+        pruning={"score": "pivot", "fill": "delta", "source": plan.scales - 1, "spans": spans},
+        guidance={"conditional_from": plan.scales},
+    )
+    assert less.kind(plan.scales, 0) == "pruned"
+    assert check_decisions(decisions_graph(less), less) == []
+    assert list(decisions_graph(less).edges) == list(decisions_graph(plan).edges)
+
+
 def test_an_all_dense_plan_has_no_node() -> None:
     assert len(decisions_graph(make_plan(layers=6, kind="dense"))) == 0
 
