@@ -101,17 +101,18 @@ class Run:
             for head in range(q.shape[1]):
                 cache = self.caches[layer, row, head]
                 if count >= len(cache):
-                    continue
-                keys = torch.stack([kept.key for kept in cache])
-                scores = [0.0] * len(cache)
-                for query in self.observers(scale):
-                    weights = torch.softmax(keys @ q[row, head, query], 0)
-                    scores = [score + weight for score, weight in zip(scores, weights.tolist(), strict=True)]
-                reach = self.what.pool // 2
-                near = [scores[max(0, n - reach) : n + reach + 1] for n in range(len(scores))]
-                scores = [sum(part) / len(part) for part in near]
-                kind = kinds[head % len(kinds)] if len(kinds) > 1 else kinds[0]
-                kept = self.pick(cache, scores, kind, scale, count)
+                    kept = cache
+                else:
+                    keys = torch.stack([kept.key for kept in cache])
+                    scores = [0.0] * len(cache)
+                    for query in self.observers(scale):
+                        weights = torch.softmax(keys @ q[row, head, query], 0)
+                        scores = [score + weight for score, weight in zip(scores, weights.tolist(), strict=True)]
+                    reach = self.what.pool // 2
+                    near = [scores[max(0, n - reach) : n + reach + 1] for n in range(len(scores))]
+                    scores = [sum(part) / len(part) for part in near]
+                    kind = kinds[head % len(kinds)] if len(kinds) > 1 else kinds[0]
+                    kept = self.pick(cache, scores, kind, scale, count)
                 if self.what.rounded:
                     kept = [Kept(k.scale, k.cell, k.key.bfloat16().float(), k.value.bfloat16().float()) for k in kept]
                 self.caches[layer, row, head] = kept

@@ -88,10 +88,12 @@ class Compressor:
         Raises:
             SessionError: the module does not hold one cache of keys and one of values with this many keys.
         """
-        if scale == 0 or not self.plan.drops_keys(scale, layer):
-            if layer in self.places and scale:
-                held = self.places[layer]
-                self.places[layer] = self.present(scale, layer, held.shape[0], held.device)
+        if scale == 0:
+            return
+        if not self.plan.drops_keys(scale, layer) and layer in self.places:
+            held = self.places[layer]
+            self.places[layer] = self.present(scale, layer, held.shape[0], held.device)
+        if not self.plan.compacts(scale, layer):
             return
         rows = next(tensor.shape[0] for _, tensor in tensors_of(args, kwargs) if tensor.ndim == 3)
         caches = list(self._caches(module, layer, scale, rows))
@@ -99,6 +101,10 @@ class Compressor:
             for holder, name, cache, axis in caches:
                 holder[name] = cache.new_empty([0 if each == axis else size for each, size in enumerate(cache.shape)])
             self.places.pop(layer, None)
+            return
+        if not self.plan.drops_keys(scale, layer):
+            for holder, name, cache, _ in caches:
+                holder[name] = cache.to(torch.bfloat16)
             return
         cache = caches[0][2]
         present = self.present(scale, layer, rows, cache.device)

@@ -75,7 +75,7 @@ def _records(name: str, before: BaseModel | None, after: BaseModel | None) -> It
 
 
 def _values(name: str, before: Any, after: Any) -> Iterator[str]:
-    if isinstance(before, Mapping):
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in sorted({**before, **after}):
             yield from _values(f"{name}.{printable(key)}", before.get(key, _ABSENT), after.get(key, _ABSENT))
     elif before != after:

@@ -236,6 +236,13 @@ class PlanFields(Record):
         """Whether a layer's cache is smaller once a scale has run than while it runs."""
         return self.kv is not None and self.held(scale, layer) < self.present(scale, layer)
 
+    def compacts(self, scale: int, layer: int) -> bool:
+        """Whether a layer's cache becomes a compact copy once a scale has run: keys go, or get a smaller type."""
+        if self.kv is None:
+            return False
+        narrows = self.kv.store != "same" and scale in self.kv.keep and self.kv.kinds[layer] != (WHOLE,)
+        return narrows or self.drops_keys(scale, layer)
+
     def held(self, scale: int, layer: int) -> int:
         """Keys per head in a layer's cache once a scale (from 0, the prefix alone) has run."""
         if self.kv is None or scale == 0:
@@ -253,7 +260,7 @@ class PlanFields(Record):
     def room(self, scale: int, layer: int) -> int:
         """Keys per head that a layer's cache must hold from a scale on, until it is made smaller or the image ends."""
         for each in range(scale, self.drawn):
-            if self.drops_keys(each, layer):
+            if self.compacts(each, layer):
                 return self.present(each, layer)
         return self.present(self.drawn if self.kv is not None else self.scales, layer)
 

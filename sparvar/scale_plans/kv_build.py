@@ -61,7 +61,7 @@ def scalekv(
     layers = len(plan.layers)
     number = layers // 2 if drafting is None else drafting
     chosen = drafters(selectivity, number)
-    dropping = _dropping(plan, budget)
+    dropping = _dropping(plan, budget, store)
     keep: dict[int, dict[str, int]] = {}
     for step, scale in enumerate(dropping):
         part = step / (len(dropping) - 1) if len(dropping) > 1 else 1.0
@@ -99,7 +99,7 @@ def hack(
         for layer, heads in enumerate(variance)
     ]
     keep = {}
-    for scale in _dropping(plan, budget):
+    for scale in _dropping(plan, budget, store):
         low = max(_least(plan, scale), round(less * budget))
         high = round((len(ranked) * budget - count * low) / (len(ranked) - count))
         keep[scale] = {"contextual": low, "structural": high}
@@ -108,7 +108,7 @@ def hack(
 
 def local(plan: PlanFields, budget: int, *, store: str = "same") -> KVCompression:
     """The sinks and as much of the latest scales as ``budget`` keys per head hold (SparVAR, table 2)."""
-    keep = {scale: {"local": budget} for scale in _dropping(plan, budget)}
+    keep = {scale: {"local": budget} for scale in _dropping(plan, budget, store)}
     return _made(plan, "local", [("local",)] * len(plan.layers), keep, QUERIES, store)
 
 
@@ -116,9 +116,11 @@ def _least(plan: PlanFields, scale: int) -> int:
     return max(1, plan.sinks_at(scale))
 
 
-def _dropping(plan: PlanFields, budget: int) -> list[int]:
-    """Scales with more keys than the budget, before the last that is drawn."""
-    found = [scale for scale in range(1, plan.drawn) if plan.keys(scale) > budget]
+def _dropping(plan: PlanFields, budget: int, store: str) -> list[int]:
+    """Scales with more keys than the budget, before the last that is drawn; where keys are stored in a smaller type,
+    those with more bytes."""
+    bytes_each = _size(plan.model.dtype) / (2.0 if store == "bfloat16" else _size(plan.model.dtype))
+    found = [scale for scale in range(1, plan.drawn) if plan.keys(scale) * bytes_each > budget]
     if budget < max(1, plan.sinks):
         raise PlanError(message("budget", f"be at least {max(1, plan.sinks)}, the sinks, which always stay", budget))
     if not found:
@@ -177,10 +179,8 @@ def _bytes(plan: PlanFields, scale: int, running: int, *, rest: bool) -> float:
     model = _size(plan.model.dtype)
 
     def stored(at: int, layer: int) -> float:
-        kv = plan.kv
-        compact = (
-            kv is not None and kv.store != "same" and any(plan.drops_keys(each, layer) for each in range(1, at + 1))
-        )
+        narrow = plan.kv is not None and plan.kv.store != "same"
+        compact = narrow and any(plan.compacts(each, layer) for each in range(1, at + 1))
         return plan.held(at, layer) * (2.0 if compact else model)
 
     total = sum(stored(scale, layer) for layer in range(running))

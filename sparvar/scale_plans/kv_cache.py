@@ -42,13 +42,13 @@ class KVCompression(Record):
     """Per layer, one kind for all heads, or one for each key head (``hack``)."""
     keep: Annotated[Mapping[int, Mapping[str, int]], AfterValidator(_counts)]
     """Scale -> kind -> keys that a head keeps once the scale has run. Heads of several kinds in one layer share their
-    sum evenly. After scales that are left out nothing is dropped."""
+    sum evenly. After scales that are left out nothing is dropped, nor stored in another type."""
     queries: int = 16
     """Observation queries: centres of that many equal patches of the grid, a square number."""
     pool: int = 1
     """Odd number of neighbouring keys over which scores are averaged; 1 for none."""
     store: Literal["same", "bfloat16"] = "same"
-    """Type in which kept keys and values are stored: ``same`` as attention computes in."""
+    """Type in which keys and values are stored between the scales of ``keep``: ``same`` as attention computes in."""
 
     def count(self, scale: int, layer: int) -> int | None:
         """Keys that each head of a layer (from 0) keeps once a scale has run; None where nothing is dropped."""

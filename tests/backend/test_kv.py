@@ -27,6 +27,9 @@ CASES: dict[str, Compression] = {
     "scalekv, one layer whole, no sinks": Compression("scalekv", [("drafter",), ("whole",), ("refiner",)], KEEP, 0),
     "scalekv, gaps": Compression("scalekv", LAYERS, {2: {"drafter": 5, "refiner": 3}, 5: KEEP[5]}, 1),
     "scalekv, stored in bfloat16": Compression("scalekv", LAYERS, KEEP, 2, rounded=True),
+    "scalekv, bfloat16 before any is dropped": Compression(
+        "scalekv", LAYERS, {3: {"drafter": 14, "refiner": 14}, 5: KEEP[5]}, 2, rounded=True
+    ),
     "hack": Compression("hack", HEADS, HEAD_KEEP, 2),
     "local": Compression("local", [("local",)] * 3, {4: {"local": 14}, 5: {"local": 41}}, 2),
     "local, part of a scale": Compression("local", [("local",)] * 3, {4: {"local": 14}, 5: {"local": 17}}, 2),

@@ -138,7 +138,7 @@ def test_every_contradiction_at_once() -> None:
         "cs4a.x: must be named by a scale number, got 'x'",
         "tiles: unknown field; did you mean 'tile'? valid: schema_version, name, digest, model, schedule, prefix, "
         "tile, sink_scales, decision_scale, index_map, output_correction, column_sum_stride, layers, cs4a, csla, "
-        "pruning, guidance, skip, adapt, thresholds, measured, provenance",
+        "pruning, guidance, skip, adapt, kv, thresholds, measured, provenance",
         "model.sites: must name every module once, got a more than once",
         "model.heads: must be at least 1, got 0",
         "model.head_dim: must be a multiple of 8 between 8 and 256, got 100",

@@ -136,7 +136,7 @@ def test_text() -> None:
     plan = dense()
     assert Plan.loads(plan.dumps()) == plan
     assert plan.digest != plan.replace(kv=None).digest
-    assert "\n".join(str(plan).split("\n")[-8:-2]) == (
+    assert "\n".join(str(plan).split("\n")[-7:-1]) == (
         "KV cache: scalekv, at most 24.0 % of whole caches between scales, 31.6 % while a layer runs\n"
         "  drafter: layer 0\n"
         "  refiner: layer 1\n"
@@ -187,6 +187,11 @@ def test_budgets_add_up() -> None:
     kept = base.replace(kv=hack(base, heads, 1200, contextual=0.25, less=0.5))
     assert kept.kv is not None and kept.kv.keep[12] == {"contextual": 600, "structural": 1400}
     assert kept.held(12, 0) == kept.held(12, 1) == 1200
+    fp32 = base.replace(model={**base.model.model_dump(), "dtype": "float32"})
+    stored = fp32.replace(kv=local(fp32, 2630, store="bfloat16"))  # twice the keys of an eighth
+    assert stored.kv is not None and list(stored.kv.keep) == [9, 10, 11, 12], "1497 keys in float32 are more bytes"
+    assert stored.kv.keep[10] == {"local": 2521} and held_share(stored) == 2630 * 2 / (10521 * 4)
+    assert (stored.drops_keys(9, 0), stored.compacts(9, 0), stored.room(2, 0)) == (False, True, 1497)
     assert base.replace(kv=local(base, 700)).held(12, 1) == 700
     for budget, says in ((100, "be at least 121, the sinks"), (7000, "be below 6425")):
         with pytest.raises(PlanError, match=says):
