@@ -114,7 +114,7 @@ def test_dump_writes_numbered_graphs(tmp_path: pytest.TempPathFactory) -> None:
         "scale03-sparse-0-captured.txt",
         "scale03-sparse-1-kv_cache.txt",
         "scale03-sparse-3-site_sparse.txt",
-        "scale03-sparse-6-row_mlp.txt",
+        "scale03-sparse-7-row_mlp.txt",
     ]
 
 
