@@ -113,6 +113,9 @@ def export_artefact(
     unknown = [each for each in asked.formats if each not in FORMATS]
     if unknown or not asked.formats:
         raise OptionError(message("formats", f"be of {', '.join(FORMATS)}", ", ".join(unknown) or "none"))
+    target = Path(out)
+    single = target.suffix == ".sparvar"
+    _check_target(target, single)
     plans = resolve_plan(whole, plan)
     if len(plans.plans) != 1:
         raise OptionError(message("plan", "be one plan", f"{len(plans.plans)}", "export one artefact for each"))
@@ -120,9 +123,6 @@ def export_artefact(
     if reduced:
         must = "leave out nothing but columns: programs draw every token and row of every scale"
         raise OptionError(message("plan", must, f"one with {', '.join(reduced)}", "take these out of it"))
-    target = Path(out)
-    single = target.suffix == ".sparvar"
-    _check_target(target, single)
     family = family or family_of(whole, asked.images, **asked.settings)
     work = target.with_name(f".{target.name}.partial")
     with _held(work), _disk(target):

@@ -110,7 +110,7 @@ def test_a_family_of_a_derived_class_is_found() -> None:
         ({"scale_schedule": [(1, 1), (2, 2)]}, "must have 6 grids"),
         ({"scale_schedule": [(1, 1), (3, 3), (2, 2), (4, 4), (6, 6), (8, 8)]}, "scale 3: must be at least 3x3"),
         ({"scale_schedule": [(1, 1), (2,), (3, 3), (4, 4), (6, 6), (8, 8)]}, "scale 2: must be two whole numbers"),
-        ({"schedule": [(1, 1)]}, "must be among scale_schedule, got schedule"),
+        ({"schedule": [(1, 1)]}, "must be among scale_schedule, guided, got schedule"),
         ({"images": 0}, "images: must be at least 1, got 0"),
     ],
 )
