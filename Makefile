@@ -8,6 +8,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 # More words for pytest, e.g. make test PYTEST_ARGS="-k plan".
 PYTEST_ARGS ?=
+# Processes that share the test files; each has its part of the cores.
+TEST_WORKERS ?= 2
 DEMO_OUT ?= demo-output
 DATA ?= data/landscapes
 OUT ?= train-output
@@ -26,7 +28,7 @@ demo: $(VENV)/.installed-demo ## Generate images dense and sparse, compare them;
 	$(BIN)/sparvar demo --out $(DEMO_OUT)
 
 test: $(VENV)/.installed-dev lint ## Run the linter, the type checker and every test.
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=30 $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## Run ruff (rules and format) and mypy.
 	$(BIN)/ruff check .

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Where test files are shared by processes, each has its part of the cores, and so have the commands that it runs.
+if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 import pytest
 import torch
 from hypothesis import settings

@@ -38,15 +38,19 @@ def _enlarge(tokens: Tensor, source: tuple[int, int], target: tuple[int, int], m
 
 
 @dataclass
-class _Run:
+class Run:
     model: LandscapeVAR
     what: Reductions
     caches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     outputs: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """(scale, layer) to the block's output; layer -1 is what came into the first."""
     entropies: dict[int, Tensor] = field(default_factory=dict)
+    margin: float = 1.0
+    """Least distance of a drawn number from the probability that it decides about: below it the last digit matters."""
 
-    def block(self, layer: int, x: Tensor, cond: Tensor, rope: Tensor, scale: int) -> Tensor:
+    def block(
+        self, layer: int, x: Tensor, cond: Tensor, rope: Tensor, scale: int, kept: Tensor | None = None
+    ) -> Tensor:
         block = self.model.blocks[layer]
         assert isinstance(block, Block)
         width = (x.shape[-1],)
@@ -56,17 +60,21 @@ class _Run:
         q, k, v = a.qkv(y).view(*y.shape[:2], 3, a.heads, a.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         temperature = a.scale_log.clamp_max(a.max_scale_log).exp()
         q, k = rotate(F.normalize(q, dim=-1) * temperature, rope), rotate(F.normalize(k, dim=-1), rope)
+        out = self.attend(layer, scale, q, k, v, kept).transpose(1, 2).reshape(x.shape)
+        x = x + a.proj(out) * gate1
+        h = block.fc2(F.gelu(block.fc1(F.layer_norm(x, width) * (1 + gain2) + bias2), approximate="tanh"))
+        return x + h * gate2
+
+    def attend(self, layer: int, scale: int, q: Tensor, k: Tensor, v: Tensor, kept: Tensor | None) -> Tensor:
+        """Attention [rows, H, n, D] of the tokens ``kept`` (of all if None), whose keys and values are new."""
         if layer in self.caches:
-            old_k, old_v = (part[: x.shape[0]] for part in self.caches[layer])
+            old_k, old_v = (part[: q.shape[0]] for part in self.caches[layer])
             k, v = torch.cat((old_k, k), 2), torch.cat((old_v, v), 2)
         self.caches[layer] = k, v
         weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
         if scale == self.what.source:
             self.entropies[layer] = -torch.xlogy(weights, weights).sum(-1).mean((0, 1))
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
-        x = x + a.proj(out) * gate1
-        h = block.fc2(F.gelu(block.fc1(F.layer_norm(x, width) * (1 + gain2) + bias2), approximate="tanh"))
-        return x + h * gate2
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 
     def source(self, first: int, last: int, rows: int) -> tuple[Tensor, Tensor]:
         before, behind = self.outputs[self.what.source, first - 1], self.outputs[self.what.source, last]
@@ -108,7 +116,7 @@ class _Run:
             groups[kept] = torch.arange(len(kept))
             y = torch.stack([x[:, groups == number].mean(1) for number in range(len(kept))], dim=1)
         for layer in range(first, last + 1):
-            y = self.block(layer, y, cond, rope[:, kept], scale)
+            y = self.block(layer, y, cond, rope[:, kept], scale, kept)
         if self.what.fill == "merge":
             return y[:, groups]
         before, behind = self.source(first, last, x.shape[0])
@@ -165,7 +173,14 @@ class _Run:
 @torch.inference_mode()
 def generate(model: LandscapeVAR, label: str, seed: int, what: Reductions, cfg: float = 2.0) -> Tensor:
     """One image [1, 3, H, W] as ``model.generate([label], seed)`` draws it, with ``what`` left out."""
-    run: Any = _Run(model, what)
+    return draw(Run(model, what), label, seed, cfg)
+
+
+@torch.inference_mode()
+def draw(run: Run, label: str, seed: int, cfg: float = 2.0) -> Tensor:
+    """The image of a run."""
+    model, what = run.model, run.what
+    guided: Any = None
     index = torch.tensor([model.class_index(label), len(model.classes)])
     start, cond, head = model.condition(index)
     generator = torch.Generator().manual_seed(seed)
@@ -184,6 +199,8 @@ def generate(model: LandscapeVAR, label: str, seed: int, what: Reductions, cfg: 
         given, free = model.logits(x, head).float().chunk(2)
         logits = free + model.scale_guidance(scale - 1, cfg) * (given - free)
         noise = torch.rand(grid[0] * grid[1], model.tokenizer.dim, generator=generator)[None]
-        bits = (noise < torch.sigmoid(logits / model.scale_temperature(scale - 1, 1.0))).to(total.dtype)
+        chance = torch.sigmoid(logits / model.scale_temperature(scale - 1, 1.0))
+        run.margin = min(run.margin, float((noise - chance).abs().min()))
+        bits = (noise < chance).to(total.dtype)
         total = model.tokenizer.accumulate(total, bits.transpose(1, 2).unflatten(2, grid), scale - 1)
     return model.tokenizer.decode(total).float()

@@ -56,7 +56,7 @@ class Reduction:
         """The fields of a plan that say it."""
         found: dict[str, Any] = {"guidance": None, "pruning": None}
         if self.conditional_from:
-            found["guidance"] = {"conditional_from": self.conditional_from, "fill": "copy"}
+            found["guidance"] = {"conditional_from": self.conditional_from, "fill": "delta"}
         if self.pruned is not None:
             span = {"first": 0, "last": layers - 1, "keep": dict(self.pruned.keep)}
             found["pruning"] = {

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import sparvar
+from sparvar.calibrate.kv_statistics import kv_statistics
+from sparvar.calibrate.subject import Subject
 from sparvar.scale_plans import Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.common import load_landscape
 from sparvar.tools.demo import inductor_dense
 from sparvar.tools.measure import Generation, Spread, compare, ratio, timed_generation
-from sparvar.tools.methods import Method, published
+from sparvar.tools.memory import live_peak, peak_memory
+from sparvar.tools.methods import COMPRESSED, Method, compressed, published
 from sparvar.zoo import CLASSES
 
 DENSE = "dense"
@@ -46,14 +49,30 @@ class MethodSettings:
     weights: Path | None = None
 
 
-def methods_of(settings: MethodSettings, base: Plan) -> list[Method]:
+def methods_of(settings: MethodSettings, base: Plan, model: Any, say: Callable[[str], None]) -> list[Method]:
     """The methods to run, in order; the shipped plan and the given ones last."""
     found = published(base, settings.skipping)
+    if not settings.only or set(COMPRESSED) & set(settings.only):
+        say("what ScaleKV and HACK measure before they give out budgets")
+        found += compressed(base, *kv_figures(base, model, settings.cfg))
     shipped = find_plan(base.model.fingerprint)
     if shipped is not None:
         found.append(Method("sparvar (shipped plan)", "calibrated", shipped))
     found += [Method(name, "given", load_plan(path)) for name, path in settings.plans.items()]
     return [method for method in found if not settings.only or method.name in settings.only]
+
+
+def kv_figures(base: Plan, model: Any, cfg: float) -> tuple[list[dict[int, float]], list[list[float]]]:
+    """Selectivity of layers and variance of heads, from one dense generation."""
+    subject = Subject(
+        model,
+        lambda model, label, seed: model.generate(labels=[label], seed=seed, cfg=cfg)[0],
+        base.schedule,
+        base.model.heads,
+        base.model.head_dim,
+    )
+    measured = kv_statistics(subject, [CLASSES[0]], seed=1)
+    return measured.selectivity, measured.variance
 
 
 def base_of(model: Any) -> Plan:
@@ -75,7 +94,7 @@ def run(settings: MethodSettings, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything; ``say`` gets a line before each step."""
     plain = load_landscape(settings.weights)
     base = base_of(plain)
-    methods = methods_of(settings, base)
+    methods = methods_of(settings, base, plain, say)
     models: dict[str, Any] = {DENSE: copy.deepcopy(plain), INDUCTOR: inductor_dense(copy.deepcopy(plain))}
     if settings.inner == "eager":
         del models[INDUCTOR]
@@ -90,9 +109,13 @@ def run(settings: MethodSettings, say: Callable[[str], None]) -> dict[str, Any]:
         for name, model in models.items():
             seed = settings.first_seed + number
             timed[name].append(timed_generation(model, CLASSES[number % len(CLASSES)], seed, settings.cfg))
+    memory = {}
+    for name, model in models.items():
+        say(f"{name}: memory")
+        memory[name] = most_bytes(model, settings.cfg)
     plans = {method.name: method for method in methods}
     work = {name: sparvar.explain(models[name]).work for name in plans}
-    rows = [_row(name, timed, plans.get(name), work.get(name, ())) for name in models]
+    rows = [_row(name, timed, plans.get(name), work.get(name, ())) | {"bytes": memory[name]} for name in models]
     return {
         "settings": {
             "seeds": settings.seeds,
@@ -102,6 +125,20 @@ def run(settings: MethodSettings, say: Callable[[str], None]) -> dict[str, Any]:
         },
         "rows": rows,
     }
+
+
+def most_bytes(model: Any, cfg: float) -> int | None:
+    """Most bytes that tensors of one generation held at one moment, weights apart."""
+
+    def generate() -> Generation:
+        return timed_generation(model, CLASSES[0], 0, cfg)
+
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return live_peak(generate)
+    with peak_memory(device) as peak:
+        generate()
+    return peak.bytes
 
 
 def _row(

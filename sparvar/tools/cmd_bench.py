@@ -221,7 +221,7 @@ def methods_table(result: dict[str, Any]) -> Table:
         title=f"Methods: {result['settings']['seeds']} images, medians; against dense images of the same seeds",
         title_justify="left",
     )
-    for name in ("method", "seconds", "faster by", "PSNR", "least", "SSIM", "block FLOPs"):
+    for name in ("method", "seconds", "faster by", "PSNR", "least", "SSIM", "block FLOPs", "memory"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in result["rows"]:
         psnr = row.get("psnr_db_mean")
@@ -233,6 +233,7 @@ def methods_table(result: dict[str, Any]) -> Table:
             decibels(row["psnr_db_least"]) if psnr is not None else "",
             f"{row['ssim_mean']:.3f}" if "ssim_mean" in row else "",
             f"{100 * row['block_flops_kept']:.0f} %",
+            mebibytes(row["bytes"]),
         )
     return table
 
@@ -257,7 +258,7 @@ def methods(
     """Compare the published methods, each alone, with calibrated mixtures, on the shipped model.
 
     Every method is a plan; all draw the same images in turns, after a first generation that compiles. FLOPs are those
-    of the blocks, counted.
+    of the blocks, counted; memory is the most that tensors of a generation of its own held at once, weights apart.
 
     [dim]Example[/]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparvar.scale_plans import (
@@ -10,10 +11,18 @@ from sparvar.scale_plans import (
     conditional,
     default_plan,
     fastvar,
+    hack,
     kept_tokens,
+    local,
+    scalekv,
     sparsevar,
     toprovar,
 )
+
+KV_SHARE = 8
+"""Whole caches over what methods that compress them hold between scales."""
+COMPRESSED = tuple(f"{name}, KV / {KV_SHARE}" for name in ("ScaleKV", "HACK", "sinks and local"))
+"""Names of those methods."""
 
 
 @dataclass(frozen=True)
@@ -88,4 +97,23 @@ def _windows(base: Plan, scale: int) -> dict[int, int]:
     return {at: min(side, 2 * max(base.grid(at)) - 1) for at, side in sides if 1 <= at <= scale}
 
 
-__all__ = ["Method", "published"]
+def compressed(
+    base: Plan, selectivity: Sequence[Mapping[int, float]], variance: Sequence[Sequence[float]]
+) -> list[Method]:
+    """Methods that hold an eighth of the KV cache.
+
+    Args:
+        base: the model's all-dense plan.
+        selectivity: of its layers, as `scalekv` wants it.
+        variance: of its heads, as `hack` wants it.
+    """
+    budget = base.keys(base.scales) // KV_SHARE
+    records = (scalekv(base, selectivity, budget), hack(base, variance, budget), local(base, budget))
+    sources = ("ScaleKV", "HACK", "SparVAR, table 2")
+    return [
+        Method(name, source, base.replace(name=f"{record.method}-{KV_SHARE}", kv=record))
+        for name, source, record in zip(COMPRESSED, sources, records, strict=True)
+    ]
+
+
+__all__ = ["COMPRESSED", "Method", "compressed", "published"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_changes_nothing_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr("sparvar.calibrate.heap.ctypes.CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     with sparing():
         pass
     with pytest.raises(ValueError), sparing():

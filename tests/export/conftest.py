@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.export.small import least_plan
 
@@ -38,7 +41,7 @@ class Exported:
 
 def environment(**changes: str) -> dict[str, str]:
     """Of commands, which find this checkout and its tests."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **changes}
+    return {"OMP_NUM_THREADS": "2", **os.environ, "PYTHONPATH": str(ROOT), **changes}
 
 
 def command(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -54,8 +57,22 @@ def command(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The least model with two images a run."""
-    place = tmp_path_factory.mktemp("export")
+    """The least model with two images a run; made once, whichever process of the test run comes first."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # every worker has a folder of its own in that of the run
+        common = common.parent
+    place, made = common / "exported", common / "exported.json"
+    with FileLock(common / "exported.lock"):
+        if not made.exists():
+            place.mkdir()
+            found = dataclasses.asdict(export(place))
+            made.write_text(json.dumps({**found, "folder": str(found["folder"])}))
+    found = json.loads(made.read_text())
+    return Exported(**{**found, "folder": Path(found["folder"])})
+
+
+def export(place: Path) -> Exported:
+    """Export into a folder, killed once."""
     least_plan().save(place / "plan.json")
     target = place / "small"
     arguments = ["export", "tests.export.small:least", "--plan", str(place / "plan.json"), "--out", str(target)]

@@ -27,7 +27,10 @@ def _poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
     """torch.empty gives NaN, or the largest integer; the native kernels' scratch holds NaN."""
     if "implementation" in request.fixturenames and request.getfixturevalue("implementation") == "native":
         poison_scratch()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))  # work that is split among threads, however few a test process has
     torch.use_deterministic_algorithms(True)  # fills uninitialised memory
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
