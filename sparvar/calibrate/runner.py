@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -214,7 +215,8 @@ class Runner:
             assert attachment is not None
             attachment.timed = stage == "probe"
             started = time.perf_counter()
-            image = self._draw(stage, number)
+            with sparing() if inner else contextlib.nullcontext():
+                image = self._draw(stage, number)
             seconds = time.perf_counter() - started
             image = image.float().cpu()
             mse = float((image - reference).square().mean())

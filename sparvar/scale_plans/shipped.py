@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).with_name("shipped")
 
 
 def _files() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.json"))}
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.json"), key=lambda path: path.stem)}
 
 
 def shipped_plans() -> dict[str, Plan]:

@@ -33,7 +33,7 @@ class MethodSettings:
         first_seed: of the first image; calibration's images have other ones.
         cfg: guidance strength.
         inner: compiler of the graphs.
-        plans: more plans, by name: files.
+        plans: more plans, by name: files, or names of shipped ones.
         only: names of methods; all where it is empty.
         skipping: also methods that skip scales.
         weights: folder with other weights of the shipped model.
@@ -43,7 +43,7 @@ class MethodSettings:
     first_seed: int
     cfg: float
     inner: str
-    plans: Mapping[str, Path]
+    plans: Mapping[str, str]
     only: tuple[str, ...]
     skipping: bool
     weights: Path | None = None

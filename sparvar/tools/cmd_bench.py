@@ -247,7 +247,10 @@ def methods(
     cfg: Annotated[float, typer.Option(min=0.0, help="Guidance strength.")] = 2.0,
     inner: Annotated[Inner, typer.Option(help="What compiles the rewritten graphs.")] = Inner.auto,
     plan: Annotated[
-        list[str] | None, typer.Option("--plan", metavar="NAME=FILE", help="One more plan to compare; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--plan", metavar="NAME=PLAN", help="One more plan to compare, a file or a shipped one; repeatable."
+        ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="METHOD", help="Repeatable.")] = None,
     skipping: Annotated[bool, typer.Option("--skipping/--no-skipping", help="Methods that skip scales, too.")] = True,
@@ -271,8 +274,8 @@ def methods(
     for text in plan or ():
         name, equals, file = text.partition("=")
         if not (name and equals and file):
-            raise typer.BadParameter(f"--plan must be NAME=FILE, got {text!r}")
-        plans[name] = Path(file)
+            raise typer.BadParameter(f"--plan must be NAME=PLAN, got {text!r}")
+        plans[name] = file
     settings = bench_methods.MethodSettings(
         seeds, first_seed, cfg, choose_inner(inner), plans, tuple(only or ()), skipping, weights
     )
