@@ -2,6 +2,7 @@
 
 from sparvar.calibrate.checkpoint import apply_checkpoint
 from sparvar.calibrate.fit_skip import SkipFit, fit_skip
+from sparvar.calibrate.kv_statistics import kv_statistics
 from sparvar.calibrate.run import Budget, Calibration, Effort, calibrate
 from sparvar.calibrate.subject import Subject, load_subject
 from sparvar.calibrate.transfer_loss import compare_plans
@@ -16,5 +17,6 @@ __all__ = [
     "calibrate",
     "compare_plans",
     "fit_skip",
+    "kv_statistics",
     "load_subject",
 ]

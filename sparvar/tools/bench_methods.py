@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sparvar
-from sparvar.calibrate.kv_statistics import kv_statistics
-from sparvar.calibrate.subject import Subject
+from sparvar.calibrate import Subject, kv_statistics
 from sparvar.scale_plans import Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.common import load_landscape
 from sparvar.tools.demo import inductor_dense
