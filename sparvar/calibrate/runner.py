@@ -157,6 +157,7 @@ class Runner:
         mark = f"{plan.digest} {inner}"
         if self._attached == mark:
             return
+        give_back()  # what the plan before left: over dozens of plans holes would add up to more than a generation
         compile(self.subject.model, plan, inner=inner or self.inner)
         self._attached = mark
         if inner:
