@@ -57,8 +57,9 @@ def calibrate(
 
     Measures what every candidate would lose beside the model's own attention, times the ops, solves for the cheapest
     plan, and runs it on images that calibration has not seen, tightening it until the budget is met. Writes the plan,
-    [bold]calibration.json[/] and [bold]calibration.html[/]. Takes about ten minutes on the shipped model. What was
-    measured stays in the folder PLAN.work: with --resume a run that was stopped, or one with another budget, uses it.
+    [bold]calibration.json[/] and [bold]calibration.html[/]. Takes as long as about a hundred dense images of the model.
+    What was measured stays in the folder PLAN.work: with --resume a run that was stopped, or one with another budget,
+    uses it.
 
     [dim]Examples[/]
 
