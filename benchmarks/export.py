@@ -118,7 +118,7 @@ class Forced:
     def run(self, label: int, seed: int) -> float:
         """The artefact on the recorded states; returns the largest difference of a logit."""
         _, _, head = self.model.condition(torch.tensor([label, len(self.model.classes)]))
-        programs, worst = dict(self.artefact.programs), 0.0
+        programs, worst, compared = dict(self.artefact.programs), 0.0, 0
         scales = len(self.wanted)
 
         def leave(scale: int) -> Any:
@@ -126,7 +126,8 @@ class Forced:
             place = step.inputs.index("x")
 
             def run(values: list[torch.Tensor]) -> list[torch.Tensor]:
-                nonlocal worst
+                nonlocal worst, compared
+                compared += 1
                 found = self.model.logits(values[place], head)
                 worst = max(worst, float((found - self.wanted[scale - 1]).abs().max()))
                 given = {"total": self.totals[scale - 1]}
@@ -142,6 +143,8 @@ class Forced:
             self.artefact.generate([label], seed=seed)
         finally:
             self.artefact.programs.update(programs)
+        if compared != scales:
+            raise SystemExit(f"logits of {compared} scales were compared, not of {scales}")
         return worst
 
 
