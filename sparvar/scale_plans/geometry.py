@@ -66,24 +66,3 @@ def kept_share(plan: PlanFields, scale: int, policy: str) -> float | None:
         fixed = _mean_keys(plan, scale, windows) / keys
         return fixed + (1 - fixed) * min(1.0, plan.columns_to_keep(scale) / keys)
     return None
-
-
-def cost(plan: PlanFields) -> float:
-    """Estimated multiply-adds of the plan's attention over those of dense attention (1.0: nothing saved).
-
-    Sparse sites count their `kept_share`, deciding sites 1 + 0.5 / stride**2 for the column sums. It says nothing
-    about time: gathers are slower than dense reads, and attention is only part of a model.
-    """
-    dense = kept = 0.0
-    for scale in range(1, plan.scales + 1):
-        pairs = plan.tokens(scale) * plan.keys(scale)
-        shares = {policy: kept_share(plan, scale, policy) for policy in set(plan.layers)}
-        for layer, policy in enumerate(plan.layers):
-            dense += pairs
-            kind = plan.kind(scale, layer)
-            share = shares[policy]
-            if kind == "sparse" and share is not None:
-                kept += pairs * share
-            else:
-                kept += pairs * (1 + COLUMN_SUM_COST / plan.column_sum_stride**2 if kind == "decide" else 1)
-    return kept / dense if dense else 1.0

@@ -14,6 +14,7 @@ from sparvar.scale_plans import codec, files, geometry, table
 from sparvar.scale_plans.adapt import chosen_changes
 from sparvar.scale_plans.check import contradictions
 from sparvar.scale_plans.data import PlanFields, as_json
+from sparvar.scale_plans.work import attention_share
 
 
 class Plan(PlanFields):
@@ -94,8 +95,8 @@ class Plan(PlanFields):
         return self.replace(**chosen_changes(self, skip, conditional))
 
     def cost(self) -> float:
-        """Estimated share of dense attention's multiply-adds that the plan spends; see `geometry.cost`."""
-        return geometry.cost(self)
+        """Estimated share of dense attention's multiply-adds that the plan spends; see `work.attention_share`."""
+        return attention_share(self)
 
     def kept_share(self, scale: int, policy: str) -> float | None:
         """Share of (query, key) pairs that a policy computes at a scale; None where it is dense there."""

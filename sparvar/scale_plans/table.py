@@ -5,9 +5,10 @@ from __future__ import annotations
 from sparvar.scale_plans.adapt import Adapt, graph_bound
 from sparvar.scale_plans.check import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
-from sparvar.scale_plans.geometry import cost, kept_share
+from sparvar.scale_plans.geometry import kept_share
 from sparvar.scale_plans.kv_build import kv_lines
 from sparvar.scale_plans.thresholds import keep_count
+from sparvar.scale_plans.work import attention_share
 
 
 def render(plan: PlanFields, digest: str) -> str:
@@ -35,7 +36,7 @@ def render(plan: PlanFields, digest: str) -> str:
     lines += _reductions(plan)
     lines += kv_lines(plan)
     lines += _thresholds(plan)
-    lines.append(f"attention kept: {100 * cost(plan):.1f} % of dense multiply-adds (estimate)")
+    lines.append(f"attention kept: {100 * attention_share(plan):.1f} % of dense multiply-adds (estimate)")
     if plan.measured:
         lines.append("measured: " + ", ".join(f"{printable(name)} {value:g}" for name, value in plan.measured.items()))
     origin = {name: getattr(provenance, name) for name in ("created", "tool", "torch", "device")}

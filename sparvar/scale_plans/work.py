@@ -71,4 +71,15 @@ def total_work(plan: PlanFields, linear: float, rows: int = 2) -> tuple[float, f
     return sum(one.dense for one in each), sum(one.drawn for one in each)
 
 
-__all__ = ["ScaleWork", "scale_work", "total_work"]
+def attention_share(plan: PlanFields) -> float:
+    """Estimated multiply-adds of the plan's attention over those of dense attention (1.0: nothing saved).
+
+    Tokens, rows and scales that are left out count; sparse sites count their `kept_share`, deciding sites
+    1 + 0.5 / stride**2 for the column sums. It says nothing about time: gathers are slower than dense reads, and
+    attention is only part of a model.
+    """
+    dense, drawn = total_work(plan, 0.0)
+    return drawn / dense if dense else 1.0
+
+
+__all__ = ["ScaleWork", "attention_share", "scale_work", "total_work"]

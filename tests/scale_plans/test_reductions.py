@@ -18,6 +18,7 @@ from sparvar.scale_plans import (
     transfer,
 )
 from sparvar.scale_plans.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
+from tests.scale_plans.strategies import infinity_plan
 
 SCHEDULE = tuple((side, side) for side in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
 PRUNING: dict[str, Any] = {
@@ -195,3 +196,19 @@ def test_carried_to_another_schedule() -> None:
     assert transfer(plan, SCHEDULE).pruning == plan.pruning
     single = transfer(plan, [(2, 2)])
     assert single.pruning is None and single.guidance is None
+
+
+def test_attention_of_what_is_left_out_is_not_counted() -> None:
+    """`inspect` tells of tokens, rows and scales, too, and not of columns alone."""
+    dense = infinity_plan().replace(layers=["dense"] * 10)
+    last = dense.scales
+    share = (
+        dense.tokens(last)
+        * dense.keys(last)
+        / sum(dense.tokens(scale) * dense.keys(scale) for scale in range(1, last + 1))
+    )
+    span = {"first": 0, "last": 9, "keep": {last: 0.25}}
+    pruned = dense.replace(pruning={"score": "pivot", "fill": "delta", "source": last - 1, "spans": [span]})
+    assert pruned.cost() == pytest.approx(1 - 0.75 * share)
+    assert dense.replace(guidance={"conditional_from": last}).cost() == pytest.approx(1 - 0.5 * share)
+    assert dense.replace(skip={"last": 1}).cost() == pytest.approx(1 - share)

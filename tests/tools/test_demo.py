@@ -83,7 +83,7 @@ def test_ctrl_c_leaves_the_files_of_before_whole(finished: Any, tiny: Tiny) -> N
         if "warm-up" in line:  # the second generation has begun
             break
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped with Ctrl-C" in error
     assert "Traceback" not in error
