@@ -1,4 +1,4 @@
-"""Measure what leaving out tokens and guidance rows does to images."""
+"""Measure what leaving out tokens, guidance rows and scales does to images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,31 @@ from sparvar.calibrate.reductions import (
     Reduction,
     guided_candidates,
     pruned_candidates,
+    skipped_candidates,
+    skipped_pruned_candidates,
     source_candidates,
 )
 from sparvar.calibrate.runner import Runner
 from sparvar.scale_plans import Plan
 
 
-def measure_effects(runner: Runner, base: Plan, probes: int, say: Callable[[str], None]) -> Effects:
+def measure_effects(
+    runner: Runner, base: Plan, probes: int, say: Callable[[str], None], *, prune: bool = True, skip: bool = False
+) -> Effects:
     """Image MSE of every reduction alone, with dense attention, in ``probes`` generations each.
 
     Sources are compared at one share of tokens; the other shares are measured from the one that does best.
+
+    Args:
+        runner: draws.
+        base: the all-dense plan.
+        probes: generations of each.
+        say: hears of progress.
+        prune: tokens may be left out.
+        skip: scales may be.
+
+    Raises:
+        CaptureError: ``skip``, and the model's images cannot be decoded before its last scale.
     """
     dense = runner.measure(base, "probe", max(2, probes))
     damage: dict[Reduction, float] = {}
@@ -31,13 +46,21 @@ def measure_effects(runner: Runner, base: Plan, probes: int, say: Callable[[str]
 
     if runner.guided():
         measure("guidance", guided_candidates(base))
-    sources = source_candidates(base)
+    back = 1
+    sources = source_candidates(base) if prune else []
     measure("tokens, by source", sources)
     if sources:
         best = min(sources, key=lambda each: damage[each])
         assert best.pruned is not None
+        back = base.scales - best.pruned.source
         measure("tokens", pruned_candidates(base, best.pruned.source))
-    return Effects(damage, dense.took)
+    skipped = skipped_candidates(base) if skip else []
+    measure("scales", skipped)
+    if prune:
+        measure(
+            "scales and tokens", [one for each in skipped for one in skipped_pruned_candidates(base, each.skip, back)]
+        )
+    return Effects(damage, dense.took, base.scales)
 
 
 __all__ = ["measure_effects"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sparvar.calibrate.per_image import fit_per_image
 from sparvar.calibrate.predict import choice_of
 from sparvar.calibrate.runner import LEAST_MSE, Measured, Runner
 from sparvar.calibrate.solver import Case, solve
@@ -108,10 +109,19 @@ def decibels(damage: float) -> float:
     return -10 * math.log10(max(damage, LEAST_MSE))
 
 
+def plain(plan: Plan) -> bool:
+    """Whether a plan draws every token and row of every scale with dense attention, over a whole cache or not."""
+    sites = ((scale, layer) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers)))
+    sparse = any(plan.attention_kind(scale, layer) != "dense" for scale, layer in sites)
+    return not sparse and not plan.reduces and not plan.shortens
+
+
 class Loop:
     """Searches a problem under a budget; `search` first, then `confirm`.
 
     ``timed`` is False where seconds are those of another machine: then they are predicted and never corrected.
+    ``base`` may compress its cache: it then harms images by ``base_damage``. With ``per_image`` the plan that is found
+    may leave out scales of images that do not need them; ``choices`` says what came of it.
     """
 
     def __init__(
@@ -125,10 +135,13 @@ class Loop:
         dense_seconds: float,
         say: Callable[[str], None],
         timed: bool = True,
+        base_damage: float = 0.0,
+        per_image: bool = False,
     ) -> None:
         self.runner, self.base, self.space, self.problem = runner, base, space, problem
         self.budget, self.effort, self.dense_seconds, self.say = budget, effort, dense_seconds, say
-        self.timed = timed
+        self.timed, self.base_damage, self.per_image = timed, base_damage, per_image
+        self.choices: dict[str, Any] | None = None
         self.layers = len(base.layers)
         self.bias, self.late = 1.0, 0.0
         self.trials: list[Trial] = []
@@ -139,7 +152,7 @@ class Loop:
         self.chosen = self._dense()
 
     def _dense(self) -> Trial:
-        return Trial(self.base, 0.0, self.dense_seconds, True, None)
+        return Trial(self.base, self.base_damage, self.dense_seconds, True, None)
 
     def _solve(self, damage: float | None, seconds: float | None = None) -> Trial:
         """The best plan for a raw damage limit, or for seconds; dense where there is none."""
@@ -149,7 +162,7 @@ class Loop:
             return self._dense()
         choice = choice_of(self.space, answer)
         plan = plan_of(self.base, self.space, choice)
-        if plan.all_dense or (damage is not None and answer.seconds >= 0):
+        if plain(plan) or (damage is not None and answer.seconds >= 0):
             return self._dense()
         took = self.dense_seconds + answer.seconds + self.late
         return Trial(plan, answer.damage * self.bias, took, answer.exact, None, answer.seconds, choice)
@@ -179,6 +192,8 @@ class Loop:
             self.chosen = self._by_quality()
         else:
             self.chosen = self._by_seconds()
+        if self.per_image:
+            self.chosen = self._with_choice(self.chosen)
         most = self.budget.max_seconds
         if most is not None and self._took(self.chosen) > most:
             asked = self._asked()
@@ -202,7 +217,7 @@ class Loop:
         within, fastest = self._solve(None, seconds), self._solve(NO_LIMIT)
         run = [trial for trial in self.trials if trial.measured is not None]
         parts = []
-        if not within.plan.all_dense:
+        if not plain(within.plan):
             parts.append(f"in {seconds:g} s the best plan is predicted at {within.predicted()['psnr_db']:.1f} dB")
         else:
             shown = fastest.predicted()
@@ -251,7 +266,7 @@ class Loop:
             limit = 10 ** (-(max(goal) + self.tighter + FIRST_MARGIN) / 10) / self.bias
         for number in range(self.effort.rounds):
             trial = self._solve(limit)
-            if trial.plan.all_dense:
+            if plain(trial.plan):
                 break
             if any(trial.plan.digest == other.plan.digest for _, other in passed):
                 break
@@ -276,6 +291,24 @@ class Loop:
         # By the cost table, not by seconds of the rounds: the same table must give the same plan.
         return min(passed, key=lambda entry: entry[0])[1] if passed else self._dense()
 
+    def _with_choice(self, trial: Trial) -> Trial:
+        """The plan with a choice per image of the scales that it needs, where that keeps the budget on other images."""
+        budget, count = self.budget, self.effort.checks
+        least = None if budget.min_psnr is None else budget.min_psnr + self.tighter
+        fitted = fit_per_image(self.runner, trial.plan, count, least, budget.min_ssim, self.say)
+        self.choices = {**fitted.record, "adopted": False}
+        if fitted.plan is None:
+            return trial
+        self.say("running the plan with its choice per image")
+        measured = self.runner.measure(fitted.plan, "check", count, count)
+        slack, _ = self._slack(measured)
+        self.choices |= {"checked": measured.as_dict(), "slack_db": slack, "adopted": slack >= 0}
+        if slack < 0:
+            self.choices["why"] = "with the choice, other images are too near to the budget"
+            return trial
+        took = measured.median_seconds if self.timed else trial.seconds
+        return dataclasses.replace(trial, plan=fitted.plan, damage=measured.damage, seconds=took, measured=measured)
+
     def _by_seconds(self) -> Trial:
         most = self.budget.max_seconds
         assert most is not None
@@ -284,7 +317,7 @@ class Loop:
             return best
         for number in range(self.effort.rounds):
             trial = self._solve(None, most)
-            if trial.plan.all_dense:
+            if plain(trial.plan):
                 break
             self.say(f"round {number + 1}: running a plan predicted at {trial.seconds:.2f} s")
             if any(trial.plan.digest == other.plan.digest for other in self.trials):
@@ -304,8 +337,12 @@ class Loop:
             error = self._error()
             missed = self._missed(held)
             beyond = error is not None and self.budget.max_error is not None and error > self.budget.max_error
-            if self.chosen.plan.all_dense or not (missed > 0 or beyond):
+            if not (missed > 0 or beyond) or self.chosen.plan.all_dense:
                 return Held(held, error, self.attempt + 1)
+            if plain(self.chosen.plan):
+                must = f"keep {self._asked()} on held-out images"
+                got = f"{missed:.2f} dB less with a compressed cache alone"
+                raise SparvarError(message("plan", must, got, "allow a larger cache, or less quality"))
             self.attempt += 1
             if self.attempt == ATTEMPTS:
                 self.chosen = self._dense()

@@ -1,8 +1,9 @@
-"""Tokens and rows left out, as calibration sees them: candidates, what they cost in quality, what they save.
+"""Tokens, rows and scales left out, as calibration sees them: candidates, what they cost in quality, what they save.
 
 Damage of guidance and of pruning is measured in whole generations with dense attention, each alone, and adds up with
-that of sparse attention; where a scale computes a share of its tokens, sparse attention harms that share alone. Seconds
-of a scale are those of its rows and tokens.
+that of sparse attention; where a scale computes a share of its tokens, sparse attention harms that share alone. Where
+scales are skipped, the last that is drawn takes the place of the last, and tokens are left out of it together with what
+is skipped. Seconds of a scale are those of its rows and tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,10 @@ PAIRS = ((0.5, 0.25), (0.5, 0.1), (0.25, 0.03))
 """Shares of the second last and of the last scale's tokens together."""
 SOURCES = 3
 """Scales before the first pruned one that may be the source."""
+SKIPPED = 2
+"""Most of the last scales that may be skipped (FastVAR and SkipVAR skip two)."""
+SKIPPED_KEEPS = (0.5, 0.25, 0.1)
+"""Shares of the tokens of the last drawn scale that are tried where scales are skipped."""
 
 
 @dataclass(frozen=True, order=True)
@@ -47,14 +52,18 @@ class Reduction:
     Attributes:
         conditional_from: first scale without unconditional rows; 0 for none.
         pruned: tokens left out, or None.
+        skip: how many of the last scales are not drawn.
     """
 
     conditional_from: int = 0
     pruned: Pruned | None = None
+    skip: int = 0
 
     def fields(self, layers: int) -> dict[str, Any]:
         """The fields of a plan that say it."""
-        found: dict[str, Any] = {"guidance": None, "pruning": None}
+        found: dict[str, Any] = {"guidance": None, "pruning": None, "skip": None}
+        if self.skip:
+            found["skip"] = {"last": self.skip}
         if self.conditional_from:
             found["guidance"] = {"conditional_from": self.conditional_from, "fill": "delta"}
         if self.pruned is not None:
@@ -67,13 +76,15 @@ class Reduction:
             }
         return found
 
-    def share(self, scale: int) -> float:
-        """Share of a scale's rows and tokens that are computed."""
+    def share(self, scale: int, scales: int) -> float:
+        """Share of a scale's rows and tokens that are computed, of a schedule of ``scales``."""
         rows = 0.5 if self.conditional_from and scale >= self.conditional_from else 1.0
-        return rows * self.kept(scale)
+        return rows * self.kept(scale, scales)
 
-    def kept(self, scale: int) -> float:
+    def kept(self, scale: int, scales: int) -> float:
         """Share of a scale's tokens that are computed."""
+        if scale > scales - self.skip:
+            return 0.0
         return dict(self.pruned.keep).get(scale, 1.0) if self.pruned is not None else 1.0
 
 
@@ -104,6 +115,20 @@ def pruned_candidates(base: Plan, source: int) -> list[Reduction]:
     return _possible(base, found)
 
 
+def skipped_candidates(base: Plan) -> list[Reduction]:
+    """The last scale skipped, and the two last ones."""
+    return [Reduction(skip=count) for count in range(1, SKIPPED + 1) if base.scales - count >= 2]
+
+
+def skipped_pruned_candidates(base: Plan, skip: int, back: int) -> list[Reduction]:
+    """Where scales are skipped, the last that is drawn pruned from the one ``back`` scales before it."""
+    last = base.scales - skip
+    source = max(last - back, 1)
+    if source >= last:
+        return []
+    return _possible(base, [Reduction(pruned=Pruned(source, ((last, keep),)), skip=skip) for keep in SKIPPED_KEEPS])
+
+
 def _possible(base: Plan, found: list[Reduction]) -> list[Reduction]:
     return [each for each in found if all(round(share * base.tokens(at)) >= 1 for at, share in _keep(each))]
 
@@ -117,24 +142,27 @@ class Effects:
     """What calibration knows of reductions.
 
     Attributes:
-        damage: image MSE of each alone.
+        damage: image MSE of each that was measured: dropped guidance, pruning, and skipped scales, pruned or not.
         blocks: seconds of all blocks of a dense generation per scale.
+        scales: of the schedule.
     """
 
     damage: Mapping[Reduction, float]
     blocks: Mapping[int, float]
+    scales: int
 
     def saves(self, reduction: Reduction) -> float:
         """Seconds of dense blocks that a reduction leaves out."""
-        return sum((1 - reduction.share(scale)) * seconds for scale, seconds in self.blocks.items())
+        return sum((1 - reduction.share(scale, self.scales)) * seconds for scale, seconds in self.blocks.items())
 
     def front(self) -> list[Reduction]:
-        """Reductions, and pairs of a dropping and a pruning, of which no other saves more with less damage."""
-        guided = [each for each in self.damage if each.pruned is None]
-        pruned = [each for each in self.damage if each.pruned is not None]
+        """Reductions, and what dropped guidance adds to them, of which no other saves more with less damage."""
+        guided = [0, *(each.conditional_from for each in self.damage if each.conditional_from)]
+        rest = [NOTHING, *(each for each in self.damage if not each.conditional_from)]
         pairs = [
-            Reduction(one.conditional_from, other.pruned)
-            for one, other in itertools.product((NOTHING, *guided), (NOTHING, *pruned))
+            replace(each, conditional_from=first)
+            for first, each in itertools.product(guided, rest)
+            if first <= self.scales - each.skip
         ]
         ordered = sorted(pairs, key=lambda each: (self.of(each), -self.saves(each)))
         front: list[Reduction] = []
@@ -146,9 +174,14 @@ class Effects:
         return front
 
     def of(self, reduction: Reduction) -> float:
-        """Damage of a reduction: its parts add up."""
-        parts = (Reduction(reduction.conditional_from), Reduction(pruned=reduction.pruned))
-        return sum(self.damage[part] for part in parts if part != NOTHING)
+        """Damage of a reduction: its parts add up, and so do the scales without guidance, of which some are skipped."""
+        rest = replace(reduction, conditional_from=0)
+        total = self.damage[rest] if rest != NOTHING else 0.0
+        if reduction.conditional_from:
+            total += self.damage[Reduction(reduction.conditional_from)]
+            if reduction.skip:
+                total -= self.damage.get(Reduction(self.scales - reduction.skip + 1), 0.0)
+        return max(total, 0.0) if rest == NOTHING else max(total, self.damage[rest])
 
 
 def expanded(cases: Sequence[Case], reductions: Iterable[Reduction], effects: Effects) -> list[Case]:
@@ -159,23 +192,23 @@ def expanded(cases: Sequence[Case], reductions: Iterable[Reduction], effects: Ef
         for case in cases:
             if reduction.pruned is not None and case.tag.decision >= min(dict(reduction.pruned.keep)):
                 continue
+            if case.tag.decision >= effects.scales - reduction.skip:
+                continue
             scales = []
             for scale in case.scales:
-                share = reduction.share(scale.scale)
+                share = reduction.share(scale.scale, effects.scales)
                 scales.append(
-                    dataclasses.replace(
+                    replace(
                         scale,
                         mapped_seconds=np.asarray(scale.mapped_seconds) * share,
                         local_seconds=np.asarray(scale.local_seconds) * share,
-                        factor=scale.factor * reduction.kept(scale.scale),
+                        factor=scale.factor * reduction.kept(scale.scale, effects.scales),
                     )
                 )
-            tag = dataclasses.replace(case.tag, reduction=reduction)
-            decide = case.decide_seconds * reduction.share(case.tag.decision)
+            tag = replace(case.tag, reduction=reduction)
+            decide = case.decide_seconds * reduction.share(case.tag.decision, effects.scales)
             found.append(
-                dataclasses.replace(
-                    case, tag=tag, decide_seconds=decide, scales=tuple(scales), damage=damage, seconds=-saved
-                )
+                replace(case, tag=tag, decide_seconds=decide, scales=tuple(scales), damage=damage, seconds=-saved)
             )
     return found
 
@@ -187,6 +220,7 @@ def as_record(effects: Effects) -> dict[str, Any]:
             {
                 "conditional_from": each.conditional_from or None,
                 "pruned": dataclasses.asdict(each.pruned) if each.pruned is not None else None,
+                "skip": each.skip or None,
                 "mse": damage,
                 "saves_seconds": effects.saves(each),
             }

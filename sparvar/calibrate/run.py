@@ -16,13 +16,16 @@ from typing import Any
 import torch
 
 from sparvar.calibrate import costs as cost_tables
+from sparvar.calibrate.budget import Budget, Effort
+from sparvar.calibrate.compression import Compression, choose_compression, compressed_cases
 from sparvar.calibrate.costs import CostTable
 from sparvar.calibrate.decisions import decisions_record
 from sparvar.calibrate.effects import measure_effects
 from sparvar.calibrate.facts import facts
 from sparvar.calibrate.journal import Journal
-from sparvar.calibrate.loop import Held, Loop, Trial
+from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.observe import merged
+from sparvar.calibrate.outcome import comparison_plans, finished_plan
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.pruning import choose_thresholds
 from sparvar.calibrate.reductions import Effects, as_record, expanded
@@ -33,54 +36,13 @@ from sparvar.calibrate.subject import Subject
 from sparvar.calibrate.target import TARGET_DTYPE, elsewhere, target_costs
 from sparvar.errors import OptionError, SparvarError, message
 from sparvar.kernels import Gpu, find_gpu
-from sparvar.scale_plans import Plan, Provenance, Thresholds, default_plan, find_plan
+from sparvar.scale_plans import Plan, held_share
 from sparvar.version import __version__
 
 PROBE_BUDGETS = (0.05, 0.2)
 LAYER_BUDGET = 0.05
 LAYER_GROUPS = 6
 """Layers are probed alone, or in as many groups of neighbours."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a plan must keep to; at least one.
-
-    Attributes:
-        min_psnr: least mean PSNR against dense images, dB.
-        min_ssim: least mean SSIM against dense images, below 1.
-        max_error: largest relative error of a site's attention output, root of squares over heads, queries, channels.
-        max_seconds: most median seconds of an image.
-    """
-
-    min_psnr: float | None = None
-    max_seconds: float | None = None
-    min_ssim: float | None = None
-    max_error: float | None = None
-
-    def __post_init__(self) -> None:
-        stated = dataclasses.asdict(self)
-        if all(value is None for value in stated.values()):
-            options = "--min-psnr, --min-ssim, --max-error or --max-seconds"
-            raise OptionError(message("budget", "be stated", "none", f"give {options}, or several of them"))
-        for name, value in stated.items():
-            option = f"--{name.replace('_', '-')}"
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise OptionError(message(option, "be a finite number above 0", value))
-            if value is not None and value >= 1 and name in ("min_ssim", "max_error"):
-                remedy = "sparse attention changes every image" if name == "min_ssim" else "2 % is 0.02"
-                raise OptionError(message(option, "be below 1", value, remedy))
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Generations of every step."""
-
-    observed: int = 2
-    probes: int = 2
-    checks: int = 8
-    held_out: int = 8
-    rounds: int = 4
 
 
 @dataclass(frozen=True)
@@ -108,6 +70,8 @@ def calibrate(
     target: str | None = None,
     resume: bool = False,
     reduce: bool = True,
+    skip: bool = False,
+    per_image: bool = False,
     seconds_in_all: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
@@ -125,16 +89,28 @@ def calibrate(
         resume: go on with the journal of a run that was stopped.
         reduce: tokens and unconditional rows may be left out, too; not with ``target`` or a budget of attention's
             error, which say nothing of them.
+        skip: with ``reduce``, the last scales may be skipped, too. It saves most, and softens images more
+            than PSNR says.
+        per_image: the plan may leave out, image by image, last scales that a logistic model of two image features says
+            are not needed; needs a budget of PSNR or SSIM.
         seconds_in_all: stop with an error, to be resumed, when this time is used up.
         say: gets a line before each step.
 
     Raises:
         OptionError: no prompts, a journal of another run, an unknown target, or SSIM asked where it cannot be had.
         SparvarError: NaN in the model, no time left, or no plan meets all budgets (the nearest is named).
+        CaptureError: ``skip`` or ``per_image``, and the model's images cannot be decoded before its last scale.
         OutputError: the journal cannot be written, or another run holds it.
     """
     if not prompts:
         raise OptionError(message("prompts", "hold at least one", "none", "write one label or JSON value per line"))
+    if per_image and budget.min_psnr is None and budget.min_ssim is None:
+        must = "be asked with --min-psnr or --min-ssim, which say what an image needs"
+        raise OptionError(message("--per-image", must, "neither"))
+    if skip and (not reduce or target is not None or budget.max_error is not None):
+        must = "be asked where calibration may leave out more than columns"
+        given = "--columns-only" if not reduce else "--target" if target is not None else "--max-error"
+        raise OptionError(message("--skip-scales", must, given, f"take {given} out"))
     effort = effort or Effort()
     begun = time.monotonic()
     deadline = None if seconds_in_all is None else begun + seconds_in_all
@@ -156,7 +132,7 @@ def calibrate(
     with Journal(work, header, resume) as journal:
         runner = Runner(subject, base, fitted, held, journal, seed, inner, deadline, say)
         try:
-            return _Steps(runner, base, space, budget, effort, gpu, say, reduce).run(begun)
+            return _Steps(runner, base, space, budget, effort, gpu, say, reduce, skip, per_image).run(begun)
         finally:
             runner.close()
 
@@ -180,8 +156,10 @@ class _Steps:
         gpu: Gpu | None,
         say: Callable[[str], None],
         reduce: bool,
+        skip: bool,
+        per_image: bool,
     ) -> None:
-        self.reduce = reduce
+        self.reduce, self.skip, self.per_image = reduce, skip, per_image
         self.runner, self.base, self.space, self.budget = runner, base, space, budget
         self.effort, self.gpu, self.say = effort, gpu, say
         self.layers = len(base.layers)
@@ -192,17 +170,21 @@ class _Steps:
         sensitivity = self._sensitivity(sites)
         table, cached = self._costs(sites, rows)
         effects = self._reductions()
-        problem = _Problem(self.base, self.space, sites, table, sensitivity, effects)
+        compression = self._compression()
+        dense = self._timed_dense() if compression is not None and self.gpu is None else None
+        problem = _Problem(self.base, self.space, sites, table, sensitivity, effects, compression, dense)
         loop = Loop(
             self.runner,
-            self.base,
+            self.base if compression is None else compression.plan,
             self.space,
             problem,
             self.budget,
             self.effort,
-            table.dense_seconds,
+            table.dense_seconds if compression is None or dense is None else compression.measured.median_seconds,
             self.say,
             timed=self.gpu is None,
+            base_damage=0.0 if compression is None else compression.measured.damage,
+            per_image=self.per_image,
         )
         best = loop.search()
         held = loop.confirm(best)
@@ -215,7 +197,7 @@ class _Steps:
             sensitivity.powers,
             loop.chosen.damage,
         )
-        plan = self._finished(loop.chosen, held, thresholds)
+        plan = finished_plan(loop.chosen, held, thresholds, self.budget, self.gpu, self.runner)
         decisions = decisions_record(plan)
         if decisions["problems"]:
             raise SparvarError(message("decisions of the plan", "serve every site", "; ".join(decisions["problems"])))
@@ -238,6 +220,8 @@ class _Steps:
             "decisions": decisions,
             "pruning": pruning,
             "left_out": None if effects is None else as_record(effects),
+            "kv": None if compression is None else compression.as_record() | {"plan_held_share": held_share(plan)},
+            "per_image": loop.choices,
             "costs": table.as_dict(),
             "costs_cached": cached,
             "sensitivity": dataclasses.asdict(sensitivity),
@@ -328,7 +312,24 @@ class _Steps:
         """What leaving out tokens and rows does, each alone; None where calibration may not leave any out."""
         if not self.reduce or self.gpu is not None or self.budget.max_error is not None:
             return None
-        return measure_effects(self.runner, self.base, self.effort.probes, self.say)
+        return measure_effects(
+            self.runner,
+            self.base,
+            self.effort.probes,
+            self.say,
+            prune=self.budget.max_kv is None,
+            skip=self.skip,
+        )
+
+    def _compression(self) -> Compression | None:
+        """The cache that the budget allows; None where it says nothing of it."""
+        share = self.budget.max_kv
+        if share is None:
+            return None
+        return choose_compression(self.runner, self.base, share, self.effort.probes, self.budget.min_psnr, self.say)
+
+    def _timed_dense(self) -> Measured:
+        return self.runner.measure(self.base, "probe", max(2, self.effort.probes))
 
     def _whole_generations(self, table: CostTable, sites: Sites) -> None:
         """Correct the table by what its sites took in whole generations.
@@ -359,58 +360,12 @@ class _Steps:
 
     def _others(self, attempt: int) -> dict[str, Measured]:
         """The paper's fixed setting, and the shipped plan where there is one, on the held-out images."""
-        base = self.base
-        model = base.model
-        plans = {
-            "paper": default_plan(
-                base.schedule,
-                model.sites,
-                heads=model.heads,
-                head_dim=model.head_dim,
-                dtype=model.dtype,
-                fingerprint=model.fingerprint,
-                prefix=base.prefix,
-                tile=base.tile,
-            )
-        }
-        shipped = find_plan(model.fingerprint)
-        if shipped is not None:
-            plans["shipped"] = shipped
         found = {}
-        for name, plan in plans.items():
+        for name, plan in comparison_plans(self.base).items():
             self.say(f"held-out images of the {name} plan")
             begin = attempt * self.effort.held_out
             found[name] = self.runner.measure(plan, "held", self.effort.held_out, begin)
         return found
-
-    def _finished(self, chosen: Trial, held: Held, thresholds: Thresholds) -> Plan:
-        predicted, measured = chosen.predicted(), held.measured
-        figures = {"psnr_db": round(measured.mean_psnr, 3), "predicted_psnr_db": round(predicted["psnr_db"], 3)}
-        if measured.mean_ssim is not None:
-            figures["ssim"] = round(measured.mean_ssim, 4)
-        if held.error is not None:
-            figures["max_error"] = round(held.error, 4)
-        if self.gpu is None:
-            figures["seconds"] = round(measured.median_seconds, 4)
-        figures["predicted_seconds"] = round(predicted["seconds"], 6)
-        stated = dataclasses.asdict(self.budget).items()
-        asked = ", ".join(f"{name} {value:g}" for name, value in stated if value is not None)
-        note = f"the cheapest found for {asked}"
-        if chosen.plan.all_dense:
-            note = f"all dense: no sparse plan met {asked}"
-        if self.gpu is not None:
-            note += f"; seconds are the roofline of {self.gpu.name}"
-        return chosen.plan.replace(
-            thresholds=thresholds,
-            measured=figures,
-            provenance=Provenance(
-                calibrated=True,
-                tool=f"sparvar {__version__} calibrate",
-                torch=torch.__version__,
-                device=str(next(self.runner.subject.model.parameters()).device),
-                note=note,
-            ),
-        )
 
 
 @dataclass(frozen=True)
@@ -421,7 +376,11 @@ class _Problem:
     table: CostTable
     sensitivity: Sensitivity
     effects: Effects | None
+    compression: Compression | None
+    dense: Measured | None
 
     def cases(self, max_error: float | None) -> list[Case]:
         found = cases(self.base, self.space, self.sites, self.table, self.sensitivity, max_error)
+        if self.compression is not None:
+            found = compressed_cases(found, self.compression, self.dense)
         return found if self.effects is None else expanded(found, self.effects.front(), self.effects)

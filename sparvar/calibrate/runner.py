@@ -8,7 +8,7 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,6 +229,33 @@ class Runner:
             self._pairs.append((-10 * math.log10(record["mse"]), math.log(1 - record["ssim"])))
         return record
 
+    def watched(self, plan: Plan, stage: str, number: int, scales: Collection[int]) -> dict[int, Tensor]:
+        """What a generation of a plan has drawn after each of ``scales``, decoded, [B, 3, H, W].
+
+        Raises:
+            CaptureError: the model's images cannot be decoded before its last scale.
+            OptionError: ``draw`` makes something else of them.
+        """
+        seen: dict[int, Tensor] = {}
+
+        def watch(scale: int, decode: Callable[[], Tensor]) -> None:
+            if scale in scales or scale == plan.drawn:
+                seen[scale] = decode().float().cpu().clone()
+
+        self._attach(plan, stage, "eager")
+        attachment = attachment_of(self.subject.model)
+        assert attachment is not None
+        attachment.choices.watcher = watch
+        try:
+            with sparing():
+                image = self._draw(stage, number).float().cpu()
+        finally:
+            attachment.choices.watcher = None
+        if not set(scales) <= set(seen) or not _same(seen[plan.drawn], image):
+            must = "return the image of the model's own generation method, as it is"
+            raise OptionError(message("draw", must, "another", "calibrate without choices per image"))
+        return seen
+
     def ssim(self, image: Tensor, reference: Tensor) -> float | None:
         """SSIM of images [3, H, W] or [B, 3, H, W], or None without torchmetrics and for other shapes."""
         if not self.with_ssim or image.ndim not in (3, 4) or min(image.shape[-2:]) < SSIM_WINDOW:
@@ -295,6 +322,10 @@ class Runner:
     def close(self) -> None:
         """Give the model back as it was."""
         self.detach()
+
+
+def _same(decoded: Tensor, image: Tensor) -> bool:
+    return decoded.numel() == image.numel() and torch.allclose(decoded.reshape(image.shape), image, atol=1e-4)
 
 
 def together(records: Sequence[dict[str, Any]]) -> Measured:

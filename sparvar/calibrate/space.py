@@ -159,6 +159,7 @@ def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
         for target, number in choice.windows
     }
     cs4a = {target: {"budget": budget, "window": setting.window} for target, budget in choice.budgets}
+    kv = base.kv.before(base.scales - choice.reduction.skip) if base.kv is not None else None
     return base.replace(
         layers=layers,
         decision_scale=choice.decision if mapped else None,
@@ -168,6 +169,7 @@ def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
         column_sum_stride=space.stride,
         cs4a=cs4a if mapped else {},
         csla=csla if local else {},
+        kv=kv,
         **choice.reduction.fields(len(base.layers)),
     )
 

@@ -74,9 +74,11 @@ def adapt_problems(plan: PlanFields) -> Iterator[str]:
     adapt = plan.adapt
     if adapt is None:
         return
-    if plan.skip is not None or plan.guidance is not None:
-        there = "skip" if plan.skip is not None else "guidance"
-        yield message("adapt", f"stand alone: it decides on {there}", f"a plan with {there}", f"take {there} out")
+    if plan.skip is not None:
+        yield message("adapt", "stand alone: it decides on skip", "a plan with skip", "take skip out")
+    if plan.guidance is not None and adapt.conditional:
+        must = "leave unconditional rows to the plan's guidance, or decide on them alone"
+        yield message("adapt.conditional", must, "both", "take guidance out, or conditional")
     if not adapt.fingerprint:
         yield message("adapt.fingerprint", "name the model that it was fitted on", "nothing", "see fit_skip")
     if not adapt.skip and not adapt.conditional:
@@ -98,6 +100,10 @@ def adapt_problems(plan: PlanFields) -> Iterator[str]:
             if not all(math.isfinite(value) for value in (model.bias, *model.weights)):
                 yield message(f"adapt.{name}, model {number}", "have finite numbers", "another")
     first = plan.scales - len(adapt.skip)
+    if adapt.skip and plan.guidance is not None and plan.guidance.conditional_from > first:
+        must = f"be a scale that is always drawn, at most {first}"
+        remedy = "drop guidance earlier, or let adapt skip fewer scales"
+        yield message("guidance.conditional_from", must, plan.guidance.conditional_from, remedy)
     if adapt.skip and plan.decision_scale is not None and "cs4a" in plan.layers and plan.decision_scale >= first:
         must = f"come before the last scale that is always drawn, {first}"
         yield message("decision_scale", must, plan.decision_scale, "decide earlier, or let adapt skip fewer scales")
@@ -113,7 +119,13 @@ def chosen_changes(plan: PlanFields, skip: int, conditional: int) -> dict[str, o
         raise PlanError(message("adapt", "be given where a generation decides", "null"), plan.name)
     changes: dict[str, object] = {"adapt": None}
     if skip:
+        drawn = plan.scales - skip
         changes |= {"name": f"{plan.name} (last {skip} skipped)", "skip": {"last": skip}}
+        # What concerns scales that are not drawn goes with them.
+        if plan.pruning is not None and all(scale > drawn for span in plan.pruning.spans for scale in span.keep):
+            changes["pruning"] = None
+        if plan.kv is not None:
+            changes["kv"] = plan.kv.before(drawn)
     elif conditional:
         first = plan.scales - conditional + 1
         fill = plan.adapt.fill

@@ -50,6 +50,11 @@ class KVCompression(Record):
     store: Literal["same", "bfloat16"] = "same"
     """Type in which keys and values are stored between the scales of ``keep``: ``same`` as attention computes in."""
 
+    def before(self, drawn: int) -> KVCompression | None:
+        """The same where ``drawn`` is the last scale that is drawn; None where nothing is dropped before it."""
+        keep = {scale: counts for scale, counts in self.keep.items() if scale < drawn}
+        return KVCompression.model_validate({**self.model_dump(), "keep": keep}) if keep else None
+
     def count(self, scale: int, layer: int) -> int | None:
         """Keys that each head of a layer (from 0) keeps once a scale has run; None where nothing is dropped."""
         kinds = self.kinds[layer]

@@ -10,6 +10,7 @@ import sparvar
 from sparvar.errors import OptionError, message
 from sparvar.tools import calibrate_maps as maps
 from sparvar.tools import calibrate_plots as plots
+from sparvar.tools import calibrate_reductions as reductions
 from sparvar.tools.calibrate_facts import EQUAL_DB, decibels, numbers, plural, seconds
 from sparvar.tools.calibrate_figure import INK, LINE, SOFT, WIDTH, Section, png
 
@@ -42,6 +43,8 @@ SECTIONS = (
     plots.pruning_curve,
 )
 """What the page shows below its summary, from the result to its reasons."""
+ASKED = (reductions.left_out, reductions.compression, reductions.choices)
+"""Of what a calibration looks at only where it was asked to."""
 
 
 def require_plots() -> None:
@@ -55,7 +58,9 @@ def require_plots() -> None:
 def page(plan: sparvar.Plan, report: dict[str, Any]) -> str:
     """The page as HTML that needs no other file. Sections whose facts the report lacks say so and draw nothing."""
     title = f"Calibration of {_escape(plan.name)}"
-    parts = "\n".join(_section(make(plan, report)) for make in SECTIONS)
+    asked = [section for make in ASKED if (section := make(plan, report)) is not None]
+    first, *rest = (make(plan, report) for make in SECTIONS)
+    parts = "\n".join(_section(section) for section in (first, *asked, *rest))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -82,6 +87,7 @@ def _asked(budget: dict[str, Any]) -> str:
         "min_ssim": "a mean SSIM of at least {:g}",
         "max_seconds": "at most {:g} s an image",
         "max_error": "a relative error of attention of at most {:g}",
+        "max_kv": "at most {:g} of the KV cache",
     }
     known = [text.format(budget[name]) for name, text in words.items() if budget.get(name) is not None]
     return ", ".join(known) or "nothing"
@@ -194,6 +200,15 @@ def _story(plan: sparvar.Plan, report: dict[str, Any]) -> list[str]:
         kept = ", ".join(f"{100 * share:.3g} % at scale {scale}" for scale, share in sorted(by_scale.items()))
         where = plan.label(plan.pruning.source)
         story.append(f"Tokens that are computed: {kept}; the others take what the blocks added at {where}, enlarged.")
+    if plan.skip is not None:
+        story.append(f"The last {plural(plan.skip.last, 'scale')} {'is' if plan.skip.last == 1 else 'are'} not drawn.")
+    if plan.adapt is not None:
+        most = plural(len(plan.adapt.skip), "scale")
+        where = plan.label(plan.adapt.scale)
+        story.append(f"After {where} the image decides whether it does without up to {most}.")
+    if plan.kv is not None:
+        held = 100 * sparvar.scale_plans.held_share(plan)
+        story.append(f"Between scales the KV cache holds {held:.3g} % of what it would ({plan.kv.method}).")
     if "dense" in plan.layers:
         story.append(f"{_layers(plan, 'dense')}: dense at every scale.")
     if mapped:

@@ -49,6 +49,16 @@ def calibrate(
     reduce: Annotated[
         bool, typer.Option("--reduce/--columns-only", help="Leave out tokens and unconditional rows, too.")
     ] = True,
+    skip_scales: Annotated[
+        bool, typer.Option("--skip-scales", help="Skip last scales, too: saves most, softens more than PSNR says.")
+    ] = False,
+    per_image: Annotated[
+        bool, typer.Option("--per-image", help="Decide by the image which of the last scales it needs.")
+    ] = False,
+    max_kv: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Most of the KV cache held between scales, such as 0.125."),
+    ] = None,
     max_seconds_total: Annotated[
         float | None, typer.Option(min=1, help="Stop when this time is used up; go on with --resume.")
     ] = None,
@@ -69,7 +79,7 @@ def calibrate(
 
         sparvar calibrate my.models:build --prompts prompts.txt --min-ssim 0.9 --target H100 --out plan.json
     """
-    budget = Budget(min_psnr=min_psnr, min_ssim=min_ssim, max_error=max_error, max_seconds=max_seconds)
+    budget = Budget(min_psnr=min_psnr, min_ssim=min_ssim, max_error=max_error, max_seconds=max_seconds, max_kv=max_kv)
     labels = read_prompts(prompts)
     output.prepare(out.parent, (out.name, JSON_NAME, PAGE_NAME))
     require_plots()
@@ -103,6 +113,8 @@ def calibrate(
             target=target,
             resume=resume,
             reduce=reduce,
+            skip=skip_scales,
+            per_image=per_image,
             seconds_in_all=max_seconds_total,
             say=say,
         )

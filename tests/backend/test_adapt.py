@@ -14,7 +14,7 @@ from sparvar.backend import attachment_of
 from sparvar.errors import PlanError
 from sparvar.passes import fingerprint
 from sparvar.runtime.choices import edge_change, features, fine_share
-from sparvar.scale_plans import Logistic, Plan, decide
+from sparvar.scale_plans import Logistic, Plan, decide, local
 from sparvar.zoo.model import LandscapeVAR
 from tests.tiny import dense_changes, full_window_changes, tiny_model, tiny_plan
 
@@ -124,3 +124,31 @@ def test_what_another_model_was_fitted_on_is_refused(model: LandscapeVAR) -> Non
     changed = plan.adapt.model_copy(update={"fingerprint": fingerprint(other)})
     with pytest.raises(PlanError, match=r"adapt: must be fitted on this LandscapeVAR .* got fitted on another model"):
         sparvar.compile(model, plan.replace(adapt=changed), inner="eager")
+
+
+@pytest.mark.parametrize("skipped", [1, 2])
+def test_what_concerns_skipped_scales_goes_with_them(model: LandscapeVAR, skipped: int) -> None:
+    """Pruning of the last scale alone, dropped guidance, and a compressed cache."""
+    adapt = {"skip": [YES] * skipped, "scale": 3}
+    spans = [{"first": 0, "last": 2, "keep": {6: 0.5}}]
+    pruned = {**dense_changes(), "pruning": {"score": "pivot", "fill": "delta", "source": 3, "spans": spans}}
+    guided = {**dense_changes(), "guidance": {"conditional_from": 3, "fill": "delta"}}
+    compressed = {**dense_changes(), "kv": local(tiny_plan(model, **dense_changes()), 12)}
+    assert set(compressed["kv"].keep) == {3, 4, 5}
+    static = {**compressed, "kv": compressed["kv"].before(6 - skipped)}
+    pairs = [(pruned, dense_changes()), (guided, guided), (compressed, static)]
+    try:
+        for base, own in pairs:
+            found = drawn(model, adaptive(model, base, **adapt))
+            expected = drawn(model, tiny_plan(model, **own, skip={"last": skipped}))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    finally:
+        sparvar.detach(model)
+
+
+def test_guidance_and_decisions_about_it_do_not_meet(model: LandscapeVAR) -> None:
+    late = {**dense_changes(), "guidance": {"conditional_from": 6}}
+    with pytest.raises(PlanError, match="be a scale that is always drawn, at most 5"):
+        adaptive(model, late, skip=[YES])
+    with pytest.raises(PlanError, match="leave unconditional rows to the plan's guidance"):
+        adaptive(model, late, conditional=[YES])

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from sparvar.calibrate.journal import Journal
 from sparvar.errors import OptionError, OutputError
-from sparvar.scale_plans import Plan
+from sparvar.scale_plans import Plan, held_share
 from sparvar.tools.cli import app
 from tests.calibrate import factories
 
@@ -96,6 +96,51 @@ def test_tokens_and_rows_are_left_out_where_the_budget_allows(folder: Path) -> N
     assert plan.guidance is not None and plan.pruning is not None
     assert found["held_out"]["psnr_db_mean"] >= 8
     (folder / "plan.json").write_bytes((folder / "first.json").read_bytes())
+
+
+def test_scales_are_skipped_where_asked_and_the_budget_allows(folder: Path) -> None:
+    done = run(folder, "--min-psnr", "7", "--reduce", "--skip-scales", "--resume")
+    assert done.exit_code == 0, done.output
+    plan, found = Plan.load(folder / "plan.json", strict_digest=True), report(folder)
+    skipped = [each for each in found["left_out"]["reductions"] if each["skip"]]
+    assert {each["skip"] for each in skipped} == {1, 2} and any(each["pruned"] for each in skipped)
+    assert plan.skip is not None and found["held_out"]["psnr_db_mean"] >= 7
+    assert plan.decision_scale is None or plan.decision_scale < plan.drawn
+    assert "not drawn" in (folder / "calibration.html").read_text()
+
+
+def test_a_cache_of_a_stated_size(folder: Path) -> None:
+    done = run(folder, "--min-psnr", "8", "--max-kv", "0.2", "--reduce", "--resume")
+    assert done.exit_code == 0, done.output
+    plan, found = Plan.load(folder / "plan.json", strict_digest=True), report(folder)
+    assert plan.kv is not None and held_share(plan) <= 0.2
+    assert found["kv"]["plan_held_share"] == held_share(plan)
+    assert {"local", "scalekv", "hack"} <= set(found["kv"]["tried"])
+    assert all(each["held_share"] <= 0.2 for each in found["kv"]["tried"].values())
+    assert plan.pruning is None and "cs4a" not in plan.layers
+    assert found["held_out"]["psnr_db_mean"] >= 8
+    assert "What the KV cache holds" in (folder / "calibration.html").read_text()
+
+
+def test_a_cache_that_is_too_small_for_the_quality_names_the_nearest(folder: Path) -> None:
+    done = run(folder, "--min-psnr", "99", "--max-kv", "0.1", "--resume")
+    assert done.exit_code == 1
+    text = " ".join(done.stderr.split())
+    assert "plan: must hold at most 10 % of the KV cache at 99 dB, got" in text and "allow a larger cache" in text
+
+
+def test_a_choice_per_image(folder: Path) -> None:
+    done = run(folder, "--min-psnr", "7", "--per-image", "--reduce", "--resume")
+    assert done.exit_code == 0, done.output
+    plan, found = Plan.load(folder / "plan.json", strict_digest=True), report(folder)
+    assert found["per_image"]["adopted"] and any(found["per_image"]["skipped"])
+    assert plan.adapt is not None and plan.adapt.fingerprint == plan.model.fingerprint
+    assert len(found["per_image"]["images"]) == 2
+    assert found["held_out"]["psnr_db_mean"] >= 7
+    # images of such quality are nowhere to be had: no image may do without a scale
+    done = run(folder, "--min-psnr", "101", "--per-image", "--resume")
+    assert done.exit_code == 0, done.output
+    assert Plan.load(folder / "plan.json").adapt is None and not report(folder)["per_image"]["adopted"]
 
 
 def test_the_same_seed_and_cost_table_give_the_same_plan(folder: Path) -> None:
@@ -242,6 +287,11 @@ def test_a_full_disk_loses_nothing(folder: Path, tmp_path: Path) -> None:
         ("tiny", LABELS, ["--min-psnr", "nan"], "--min-psnr: must be a finite number above 0"),
         ("tiny", LABELS, ["--min-ssim", "1.0"], "--min-ssim: must be below 1, got 1.0; sparse attention changes"),
         ("tiny", LABELS, ["--max-error", "2"], "--max-error: must be below 1, got 2.0; 2 % is 0.02"),
+        ("tiny", LABELS, ["--min-psnr", "30", "--max-kv", "1.5"], "--max-kv: must be above 0 and below 1, got 1.5"),
+        ("tiny", LABELS, ["--max-kv", "0.5"], "budget: must be stated, got none"),
+        ("tiny", LABELS, ["--max-error", "0.1", "--max-kv", "0.5"], "--max-kv: must be asked without --max-error"),
+        ("tiny", LABELS, ["--max-seconds", "1", "--per-image"], "--per-image: must be asked with --min-psnr or"),
+        ("tiny", LABELS, ["--min-psnr", "30", "--skip-scales"], "--skip-scales: must be asked where calibration may"),
         ("tiny", LABELS, ["--min-psnr", "30", "--target", "TPU"], "must be one of A100 SXM 80 GB"),
         ("tiny", b"\n\n", ["--min-psnr", "30"], "must hold at least one prompt, got none"),
         ("tiny", b"sea\n\xff\n", ["--min-psnr", "30"], "line 2: must be UTF-8 text, got byte 0 that is not"),

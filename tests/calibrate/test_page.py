@@ -15,7 +15,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from sparvar.scale_plans import Plan
+from sparvar.scale_plans import Plan, local
 from sparvar.tools.calibrate_facts import nearest_group, numbers, own_candidate, seconds
 from sparvar.tools.calibrate_figure import DPI, WIDTH, drawn
 from sparvar.tools.calibrate_page import SECTIONS, page
@@ -186,6 +186,52 @@ def test_a_report_of_late_scales_alone() -> None:
     for site in report["sites"]:
         del site["window_mass"]
     assert len(read(plan, report).images) == 5
+
+
+def with_reductions(report: Report) -> None:
+    """What calibration looks at where it may leave out more than columns."""
+    nothing: Report = {"conditional_from": None, "pruned": None, "skip": None}
+    pruned = {"source": 11, "keep": [[13, 0.1]]}
+    report["left_out"] = {
+        "reductions": [
+            nothing | {"conditional_from": 13, "mse": 1e-4, "saves_seconds": 2.0},
+            nothing | {"pruned": pruned, "mse": 4e-4, "saves_seconds": 3.6},
+            nothing | {"skip": 1, "mse": 9e-4, "saves_seconds": 4.0},
+            nothing | {"skip": 1, "pruned": {"source": 10, "keep": [[12, 0.5]]}, "mse": 1e-3, "saves_seconds": 4.5},
+        ],
+        "blocks_seconds": {"12": 1.0, "13": 4.0},
+    }
+    methods = {name: {"psnr_db": 30.0 + number, "held_share": 0.12} for number, name in enumerate(("local", "hack"))}
+    report["budget"]["max_kv"] = 0.125
+    report["kv"] = {"method": "hack", "store": "same", "held_share": 0.12, "psnr_db": 31.0, "tried": methods}
+    images = [{"features": [0.02 * n, 0.3 + 0.01 * n], "psnr": [33.0 - n, 30.0], "ssim": []} for n in range(4)]
+    report["per_image"] = {"scale": 11, "images": images, "skipped": [1, 1, 0, 0], "adopted": True}
+
+
+def test_reductions_are_shown_where_they_were_looked_at() -> None:
+    plan = make_plan(6)
+    report = make_report(plan)
+    with_reductions(report)
+    reader = read(plan, report)
+    assert len(reader.images) == 12
+    assert "at most 0.125 of the KV cache" in reader.text
+    assert "the plan goes on with hack" in reader.text and "The choice was adopted" in reader.text
+    none = {"why": "the plan skips scales itself", "adopted": False}
+    assert "No choice per image: the plan skips scales itself" in read(plan, report | {"per_image": none}).text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_words_for_what_a_plan_leaves_out() -> None:
+    plan = make_plan(6)
+    short = plan.replace(skip={"last": 1}, decision_scale=11)
+    assert "The last 1 scale is not drawn" in read(short, make_report(plan)).text
+    model = {"bias": 0.0, "weights": [0.0, 0.0]}
+    adapt = {"fingerprint": "sha256:0", "scale": 12, "skip": [model]}
+    choosing = plan.replace(adapt=adapt, decision_scale=11)
+    assert "the image decides whether it does without up to 1 scale" in read(choosing, make_report(plan)).text
+    dense = make_plan(6, "dense")
+    small = dense.replace(kv=local(dense, 500))
+    assert "Between scales the KV cache holds 4.78 % of what it would (local)" in read(small, make_report(plan)).text
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from sparvar.calibrate.compression import Compression, compressed_cases
 from sparvar.calibrate.predict import Tag
 from sparvar.calibrate.reductions import (
     NOTHING,
@@ -14,11 +17,14 @@ from sparvar.calibrate.reductions import (
     expanded,
     guided_candidates,
     pruned_candidates,
+    skipped_candidates,
+    skipped_pruned_candidates,
     source_candidates,
 )
-from sparvar.calibrate.solver import Case, ScaleOptions
+from sparvar.calibrate.runner import Measured
+from sparvar.calibrate.solver import Case, ScaleOptions, solve
 from sparvar.calibrate.space import Setting
-from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans import Plan, dense_plan, local
 
 SCHEDULE = tuple((side, side) for side in (1, 2, 4, 8, 16, 32))
 
@@ -30,11 +36,16 @@ def base() -> Plan:
 HALF = Reduction(conditional_from=6)
 EARLY = Reduction(conditional_from=5)
 FEW = Reduction(pruned=Pruned(4, ((6, 0.1),)))
-EFFECTS = Effects({HALF: 1e-4, EARLY: 3e-4, FEW: 2e-4}, {4: 0.1, 5: 1.0, 6: 4.0})
+EFFECTS = Effects({HALF: 1e-4, EARLY: 3e-4, FEW: 2e-4}, {4: 0.1, 5: 1.0, 6: 4.0}, 6)
 
 
 def test_every_candidate_is_a_sound_plan() -> None:
     found = [*guided_candidates(base()), *source_candidates(base()), *pruned_candidates(base(), 4)]
+    found += [
+        *skipped_candidates(base()),
+        *skipped_pruned_candidates(base(), 1, 2),
+        *skipped_pruned_candidates(base(), 2, 1),
+    ]
     assert len(set(found)) == len(found) >= 10
     for each in found:
         plan = base().replace(**each.fields(2))
@@ -77,5 +88,50 @@ def test_cases() -> None:
 
 def test_columns_are_decided_before_tokens_are_pruned() -> None:
     late = Reduction(pruned=Pruned(3, ((5, 0.5), (6, 0.1))))
-    effects = Effects({late: 1e-4}, EFFECTS.blocks)
+    effects = Effects({late: 1e-4}, EFFECTS.blocks, 6)
     assert [each.tag.decision for each in expanded([case(4), case(5)], [late], effects)] == [4]
+
+
+SHORT = Reduction(skip=1)
+SHORT_FEW = Reduction(pruned=Pruned(3, ((5, 0.1),)), skip=1)
+
+
+def test_a_skipped_scale_costs_nothing_and_saves_all_of_it() -> None:
+    effects = Effects({HALF: 1e-4, EARLY: 3e-4, SHORT: 4e-4, SHORT_FEW: 5e-4}, EFFECTS.blocks, 6)
+    assert effects.saves(SHORT) == pytest.approx(4.0)
+    assert effects.saves(SHORT_FEW) == pytest.approx(4.9)
+    # of guidance dropped from scale 5 on, what scale 6 did to the image is not there where that is skipped
+    both = Reduction(5, SHORT_FEW.pruned, 1)
+    assert effects.of(both) == pytest.approx(5e-4 + 3e-4 - 1e-4)
+    assert effects.saves(both) == pytest.approx(4.0 + 0.95)
+    front = effects.front()
+    assert front == [NOTHING, HALF, EARLY, SHORT, SHORT_FEW, both]
+    assert not any(each.skip and each.conditional_from > 5 for each in front), "guidance of a skipped scale"
+
+
+def test_cases_of_skipped_scales_decide_before_and_take_no_options_there() -> None:
+    effects = Effects({SHORT: 4e-4}, EFFECTS.blocks, 6)
+    found = expanded([case(4), case(5)], [SHORT], effects)
+    assert [each.tag.decision for each in found] == [4], "a scale that is drawn must come after the decision"
+    assert found[0].seconds == pytest.approx(-4.0) and found[0].damage == pytest.approx(4e-4)
+    assert found[0].scales[0].mapped_seconds[0] == 0 and found[0].scales[0].factor == 0
+
+
+def test_a_compressed_cache_leaves_windows_alone() -> None:
+    plan = base().replace(kv=local(base(), 100))
+    measured = Measured((1e-4,), (5.0,), took={6: 3.0})
+    dense = Measured((1e-10,), (6.0,), took={6: 4.0})
+    options = ScaleOptions(
+        6, np.array([[0.0, 0.0], [0.1, 0.1]]), np.array([0.0, -2.0]), np.array([[0.0, 0.0], [0.2, 0.2]]),
+        np.array([0.0, -1.5]), 0.5, 1.0,
+    )  # fmt: skip
+    plain = Case(Tag(4, Setting("relative", 2), None, ((0.2,),)), 0.2, (options,))
+    corrected = replace(plain, scales=(replace(options, must_map=True),))
+    (found,) = compressed_cases([plain, corrected], Compression(plan, measured, {}), dense)
+    assert found.damage == pytest.approx(1e-4)
+    (scale,) = found.scales
+    assert scale.mapped.shape == (1, 2) and list(scale.mapped_seconds) == [0.0]
+    # a layer of dense attention over what is left takes half a second less, of two
+    assert list(scale.local_seconds) == pytest.approx([0.0, -1.0])
+    answer = solve([found], 2, max_damage=1.0)
+    assert answer is not None and set(answer.layers) == {2} and answer.seconds == pytest.approx(-2.0)

@@ -53,7 +53,10 @@ def test_it_survives_a_file_and_counts_in_the_digest() -> None:
             "adapt.skip, model 0: must have 2 weights, of edges, fine, got 1",
         ),
         ({"adapt": ADAPT, "skip": {"last": 1}}, "adapt: must stand alone: it decides on skip, got a plan with skip"),
-        ({"adapt": ADAPT, "guidance": {"conditional_from": 12}}, "it decides on guidance, got a plan with guidance"),
+        (
+            {"adapt": ADAPT, "guidance": {"conditional_from": 12}},
+            "leave unconditional rows to the plan's guidance, or decide on them alone",
+        ),
         ({"adapt": {**ADAPT, "last": 1}}, "adapt.last: unknown field; did you mean 'least'?"),
         (
             {"adapt": {**ADAPT, "skip": [{"bias": 0.0, "weight": [1.0]}]}},

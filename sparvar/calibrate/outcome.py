@@ -1,0 +1,71 @@
+"""What a calibration ends with: the plan with its figures, and the plans it is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from sparvar.calibrate.budget import Budget
+from sparvar.calibrate.loop import Held, Trial
+from sparvar.calibrate.runner import Runner
+from sparvar.kernels import Gpu
+from sparvar.scale_plans import Plan, Provenance, Thresholds, default_plan, find_plan
+from sparvar.version import __version__
+
+
+def comparison_plans(base: Plan) -> dict[str, Plan]:
+    """The paper's fixed setting (SparVAR), and the shipped plan of the model where there is one."""
+    model = base.model
+    plans = {
+        "paper": default_plan(
+            base.schedule,
+            model.sites,
+            heads=model.heads,
+            head_dim=model.head_dim,
+            dtype=model.dtype,
+            fingerprint=model.fingerprint,
+            prefix=base.prefix,
+            tile=base.tile,
+        )
+    }
+    shipped = find_plan(model.fingerprint)
+    if shipped is not None:
+        plans["shipped"] = shipped
+    return plans
+
+
+def finished_plan(
+    chosen: Trial, held: Held, thresholds: Thresholds, budget: Budget, gpu: Gpu | None, runner: Runner
+) -> Plan:
+    """The chosen plan with what was measured of it, and where."""
+    predicted, measured = chosen.predicted(), held.measured
+    figures = {"psnr_db": round(measured.mean_psnr, 3), "predicted_psnr_db": round(predicted["psnr_db"], 3)}
+    if measured.mean_ssim is not None:
+        figures["ssim"] = round(measured.mean_ssim, 4)
+    if held.error is not None:
+        figures["max_error"] = round(held.error, 4)
+    if gpu is None:
+        figures["seconds"] = round(measured.median_seconds, 4)
+    figures["predicted_seconds"] = round(predicted["seconds"], 6)
+    stated = dataclasses.asdict(budget).items()
+    asked = ", ".join(f"{name} {value:g}" for name, value in stated if value is not None)
+    note = f"the cheapest found for {asked}"
+    if chosen.plan.all_dense:
+        note = f"all dense: no sparse plan met {asked}"
+    if gpu is not None:
+        note += f"; seconds are the roofline of {gpu.name}"
+    return chosen.plan.replace(
+        thresholds=thresholds,
+        measured=figures,
+        provenance=Provenance(
+            calibrated=True,
+            tool=f"sparvar {__version__} calibrate",
+            torch=torch.__version__,
+            device=str(next(runner.subject.model.parameters()).device),
+            note=note,
+        ),
+    )
+
+
+__all__ = ["comparison_plans", "finished_plan"]
