@@ -259,7 +259,8 @@ class Reducer:
         if pruning is not None and scale == pruning.source:
             for span in pruning.spans:
                 if span.last == layer:
-                    self._source[span.first] = self._begun.pop(span.first), work
+                    # A copy: a model may write into what it was given (Infinity adds its level embedding to it).
+                    self._source[span.first] = self._begun.pop(span.first), work.clone()
 
     def _note_guidance(self, scale: int, work: Tensor) -> None:
         guidance, adapt = self.plan.guidance, self.plan.adapt
