@@ -20,12 +20,18 @@ CASES: dict[str, Reductions] = {
     **{
         f"{score} {fill}": Reductions(score=score, fill=fill, source=3, spans=SPANS)
         for score in ("pivot", "entropy", "change")
-        for fill in ("input", "output", "delta")
+        for fill in ("input", "output", "previous", "delta")
     },
     "change anchor": Reductions(score="change", fill="anchor", source=4, spans=[(0, 2, {6: 0.5})]),
     "tome merge": Reductions(score="tome", fill="merge", source=4, spans=[(0, 2, {5: 0.5, 6: 0.4})]),
     "pitome merge": Reductions(score="pitome", fill="merge", source=4, spans=[(0, 2, {6: 0.4})]),
     "two spans": Reductions(source=4, fill="output", spans=[(0, 0, {6: 0.5}), (2, 2, {6: 0.25})]),
+    "previous behind two spans": Reductions(
+        source=3, fill="previous", spans=[(0, 0, {4: 0.4, 6: 0.5}), (2, 2, {6: 0.25})]
+    ),
+    "previous without unconditional rows": Reductions(
+        source=3, fill="previous", spans=[(0, 1, {4: 0.6, 5: 0.5, 6: 0.3})], conditional_from=6
+    ),
     "a hole before a whole scale": Reductions(source=3, spans=[(1, 2, {5: 0.4})]),
     "conditional, copied": Reductions(conditional_from=6),
     "conditional, with the difference before": Reductions(conditional_from=5, guidance_fill="delta"),
@@ -98,6 +104,21 @@ def test_the_model_is_as_it_was_afterwards(model: LandscapeVAR) -> None:
     before = model.generate(["mountain"], seed=50)
     drawn(model, {**dense_changes(), **fields(CASES["both"])}, inner="eager")
     assert torch.equal(model.generate(["mountain"], seed=50), before)
+
+
+def test_the_scale_before_is_the_source_where_it_comes_right_before(model: LandscapeVAR) -> None:
+    """One step behind the source both fills read the same scale; a step later one reads the scale that was restored."""
+    images = {
+        (fill, scales): drawn(
+            model,
+            {**dense_changes(), **fields(Reductions("change", fill, 4, [(0, 2, dict.fromkeys(scales, 0.4))]))},
+            inner="eager",
+        )
+        for fill in ("output", "previous")
+        for scales in ((5,), (5, 6))
+    }
+    assert torch.equal(images["previous", (5,)], images["output", (5,)])
+    assert not torch.allclose(images["previous", (5, 6)], images["output", (5, 6)], atol=1e-3)
 
 
 def test_two_images_of_a_batch_keep_the_same_tokens(model: LandscapeVAR) -> None:

@@ -111,7 +111,7 @@ def test_a_model_that_changes_tokens_between_blocks_is_found_out() -> None:
     sparvar.detach(model)
 
 
-@pytest.mark.parametrize("fill", ["output", "delta"])
+@pytest.mark.parametrize("fill", ["output", "previous", "delta"])
 def test_a_model_that_writes_into_what_a_span_gave(fill: str) -> None:
     """What later scales take from the span is what it gave, not what the model made of it (Infinity's levels)."""
     images = []
