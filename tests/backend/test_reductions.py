@@ -121,6 +121,34 @@ def test_the_scale_before_is_the_source_where_it_comes_right_before(model: Lands
     assert not torch.allclose(images["previous", (5, 6)], images["output", (5, 6)], atol=1e-3)
 
 
+@pytest.mark.parametrize("last", [1, 2])
+def test_copied_outputs_are_copied_logits(model: LandscapeVAR, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SparseVAR copies logits; here the last block's outputs are copied, and the head works on each token alone.
+
+    A span that ends before the last block copies no logits: the blocks behind it see copies in different places.
+    """
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    own = model.logits
+
+    def logits(x: Tensor, head: Tensor) -> Tensor:
+        seen.append((x.clone(), head, own(x, head)))
+        return seen[-1][-1]
+
+    monkeypatch.setattr(model, "logits", logits)
+    drawn(model, {**dense_changes(), **fields(Reductions("change", "anchor", 4, [(0, last, {6: 0.3})]))}, inner="eager")
+    x, head, found = seen[-1]
+    same = (x[:, :, None] == x[:, None]).all(-1).all(0)  # [N, N]: tokens with the same output in both rows
+    first = same.int().argmax(0)
+    copies = int((first != torch.arange(len(first))).sum())
+    if last < 2:
+        assert copies == 0
+        return
+    assert 0 < copies <= 64 - round(0.3 * 64)
+    alone, place = first.unique(return_inverse=True)
+    torch.testing.assert_close(own(x[:, alone], head)[:, place], found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[:, first], found, rtol=1e-5, atol=1e-5)
+
+
 def test_two_images_of_a_batch_keep_the_same_tokens(model: LandscapeVAR) -> None:
     plan = tiny_plan(model, **{**dense_changes(), **fields(CASES["both"])})
     sparvar.compile(model, plan, inner="eager")
