@@ -125,10 +125,27 @@ class Run:
         whole = {
             "input": x.clone(),
             "output": _enlarge(behind, source, grid),
+            "previous": self.before(last, x.shape[0], scale),
             "delta": x + _enlarge(behind - before, source, grid),
         }[self.what.fill]
         whole[:, kept] = y
         return whole
+
+    def before(self, last: int, rows: int, scale: int) -> Tensor:
+        """What layer ``last`` gave at the scale before, on this grid: every pixel the mean of the four around it.
+
+        By the formula of bilinear interpolation, pixel centres at halves, and nothing read outside the grid.
+        """
+        source, grid = self.model.schedule[scale - 2], self.model.schedule[scale - 1]
+        picture = self.outputs[scale - 1, last][:rows].unflatten(1, source)
+        for axis in (1, 2):
+            old, new = source[axis - 1], grid[axis - 1]
+            at = ((torch.arange(new) + 0.5) * old / new - 0.5).clamp(0, old - 1)
+            low = at.long()
+            part = (at - low).view([-1 if each == axis else 1 for each in range(4)])
+            near, far = picture.index_select(axis, low), picture.index_select(axis, (low + 1).clamp(max=old - 1))
+            picture = near * (1 - part) + far * part
+        return picture.flatten(1, 2)
 
     @staticmethod
     def anchored(

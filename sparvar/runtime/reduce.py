@@ -75,6 +75,7 @@ class Reducer:
     _groups: Tensor | None = None
     _begun: dict[int, Tensor] = field(default_factory=dict)
     _source: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _previous: dict[int, Tensor] = field(default_factory=dict)
     _guidance: Tensor | None = None
     _gathered: dict[Path, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _chosen: dict[int, dict[int, Tensor]] = field(default_factory=dict)
@@ -143,6 +144,7 @@ class Reducer:
             self._entered = None
             self._gathered.clear()
         self._keep_source(scale, layer, work)
+        self._keep_previous(scale, layer, work)
         last = layer == len(self.plan.layers) - 1
         conditional = self.plan.conditional(scale)
         if last:
@@ -219,6 +221,8 @@ class Reducer:
             whole = entered.clone()
         elif pruning.fill == "output":
             whole = self.enlarged(span, scale, "output", out.shape[0])
+        elif pruning.fill == "previous":
+            whole = self.enlarged_previous(span, scale, out.shape[0])
         else:
             whole = entered + self.enlarged(span, scale, "delta", out.shape[0])
         whole[:, kept.tokens] = out.to(whole.dtype)
@@ -247,6 +251,19 @@ class Reducer:
         part = behind if what == "output" else behind - before
         return enlarge(part, self.plan.grid(self.plan.pruning.source), self.plan.grid(scale))
 
+    def enlarged_previous(self, span: PrunedSpan, scale: int, rows: int) -> Tensor:
+        """All tokens behind a span at the scale before, on the grid of ``scale``: [rows, N, C], memory of its own.
+
+        Raises:
+            SessionError: the generation did not pass that scale.
+        """
+        found = self._previous.pop(span.first, None)  # what this scale gives takes its place
+        if found is None:
+            subject = f"layers {span.first} to {span.last}"
+            must = f"have run at the scale before, {scale - 1}"
+            raise SessionError(message(subject, must, "no", "generate from the first scale"))
+        return enlarge(found[:rows], self.plan.grid(scale - 1), self.plan.grid(scale))
+
     def _note_source(self, scale: int, layer: int, work: Tensor) -> None:
         pruning = self.plan.pruning
         if pruning is not None and scale == pruning.source:
@@ -259,7 +276,17 @@ class Reducer:
         if pruning is not None and scale == pruning.source:
             for span in pruning.spans:
                 if span.last == layer:
-                    self._source[span.first] = self._begun.pop(span.first), work
+                    # A copy: a model may write into what it was given (Infinity adds its level embedding to it).
+                    self._source[span.first] = self._begun.pop(span.first), work.clone()
+
+    def _keep_previous(self, scale: int, layer: int, work: Tensor) -> None:
+        """Keep what stands behind a span, whether or not it left out tokens here, if the next scale will want it."""
+        pruning = self.plan.pruning
+        if pruning is None or pruning.fill != "previous" or scale == self.plan.scales:
+            return
+        span = self.plan.span(scale + 1, layer)
+        if span is not None and span.last == layer:
+            self._previous[span.first] = work.clone()  # as for the source
 
     def _note_guidance(self, scale: int, work: Tensor) -> None:
         guidance, adapt = self.plan.guidance, self.plan.adapt
@@ -286,7 +313,8 @@ class Reducer:
     def release(self) -> None:
         """Drop everything that the generation held."""
         self.kept = self._entered = self._groups = self._ticket = self._held = self._guidance = None
-        for table in (self.entropy, self.alive, self._chosen, self._begun, self._source, self._gathered):
+        behind = self._begun, self._source, self._previous
+        for table in (self.entropy, self.alive, self._chosen, self._gathered, *behind):
             table.clear()
 
 

@@ -2,6 +2,7 @@
 
 Each takes an all-dense plan, or one with sparse attention that is legal with it, and returns it with the method's
 fields. Where a paper gives numbers for Infinity's 1:1 schedule, scales correspond by their grid relative to the last.
+In a plan that skips scales, the last scale of a rule is the last that is drawn.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def fastvar(plan: Plan, skipping: bool = False) -> Plan:
     Infinity; without, the last two keep a half and a quarter of their tokens, as published for HART. Layers before
     `FASTVAR_FIRST` and the last eighth compute every token.
     """
-    last = plan.scales
+    last = plan.drawn
     if skipping:
-        drawn = last - 2
+        drawn = plan.scales - 2
         keep = {scale: 1 - ratio for scale in range(2, drawn + 1) if (ratio := _ratio(plan, scale))}
         # The cache is the last scale before the first pruned one.
         source = min(keep, default=drawn) - 1
@@ -51,15 +52,31 @@ def _ratio(plan: Plan, scale: int) -> float | None:
     return FASTVAR_RATIOS[near] if abs(near - relative) <= 0.08 * near else None
 
 
-def sparsevar(plan: Plan, keep: float = SPARSEVAR_KEEP) -> Plan:
-    """SparseVAR: at the last two scales tokens that one block changed little are left out, anchors stay.
+def sparsevar(plan: Plan, keep: float = SPARSEVAR_KEEP, residual: bool = True) -> Plan:
+    """SparseVAR: at the last two scales tokens that one block changed little are left out.
 
-    What is left out gets the output of its most similar anchor. The block of the papers (the third of Infinity-2B, the
-    sixteenth of HART) stands for all layers here: all of them are one span.
+    The block of the paper (the third of Infinity-2B, the sixteenth of HART) stands for all layers here: all of them are
+    one span.
+
+    Args:
+        plan: what else runs; of three scales or more, as the third last one says what changed.
+        keep: share of the tokens that the last two scales compute.
+        residual: whether a scale of the model adds to those before (VAR, Infinity, HART). Then anchors stay, and what
+            is left out gets the output of its most similar anchor. Otherwise (FlexVAR, the paper's appendix A) a scale
+            predicts the whole token map anew, so that the scale before already has a value for every token: what is
+            left out gets that, interpolated. Anchors are there to be copied from; as nothing is, none are forced to
+            stay, and all tokens that are kept are those that changed most.
+
+    Raises:
+        PlanError: the plan has fewer than three scales, or the share leaves no token.
     """
     last = plan.scales
+    if last < 3:
+        remedy = "two are pruned, by what changed at the one before them"
+        raise PlanError(message("schedule", "have at least three scales", last, remedy), plan.name)
     span = {"first": 0, "last": len(plan.layers) - 1, "keep": {last - 1: keep, last: keep}}
-    pruning = {"score": "change", "fill": "anchor", "source": last - 2, "spans": [span]}
+    fill = "anchor" if residual else "previous"
+    pruning = {"score": "change", "fill": fill, "source": last - 2, "spans": [span]}
     return plan.replace(name="sparsevar", pruning=pruning)
 
 
@@ -81,8 +98,8 @@ def toprovar(plan: Plan, thresholds: Thresholds | None = None, fill: str = "delt
     spans = []
     for layer in range(len(plan.layers)):
         keep = {
-            scale: keep_count(given, scale, layer, plan.tokens(scale), plan.scales) / plan.tokens(scale)
-            for scale in range(given.start, plan.scales + 1)
+            scale: keep_count(given, scale, layer, plan.tokens(scale), plan.drawn) / plan.tokens(scale)
+            for scale in range(given.start, plan.drawn + 1)
         }
         keep = {scale: share for scale, share in keep.items() if share < 1}
         if keep:
@@ -95,13 +112,13 @@ def toprovar(plan: Plan, thresholds: Thresholds | None = None, fill: str = "delt
 
 
 def conditional(plan: Plan, last: int) -> Plan:
-    """The last ``last`` scales without unconditional rows (SkipVAR's second decision, always taken)."""
-    return plan.replace(name=f"conditional-{last}", guidance={"conditional_from": plan.scales + 1 - last})
+    """The last ``last`` drawn scales without unconditional rows (SkipVAR's second decision, always taken)."""
+    return plan.replace(name=f"conditional-{last}", guidance={"conditional_from": plan.drawn + 1 - last})
 
 
 def kept_tokens(plan: Plan, score: str, fill: str, source: int, shares: Sequence[float]) -> Plan:
-    """All layers on the same tokens at the last scales, ``shares`` of them, the last scale's share last."""
-    first = plan.scales - len(shares) + 1
+    """All layers on the same tokens at the last drawn scales, ``shares`` of them, the last scale's share last."""
+    first = plan.drawn - len(shares) + 1
     span = {"first": 0, "last": len(plan.layers) - 1, "keep": dict(enumerate(shares, start=first))}
     pruning = {"score": score, "fill": fill, "source": source, "spans": [span]}
     return plan.replace(name=f"{score}-{fill}", pruning=pruning)

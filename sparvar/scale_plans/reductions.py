@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from sparvar.scale_plans.records import Record, by_scale
 
 SCORES = ("pivot", "entropy", "change", "random", "tome", "pitome")
-FILLS = ("input", "output", "delta", "anchor", "merge")
+FILLS = ("input", "output", "previous", "delta", "anchor", "merge")
 
 
 class PrunedSpan(Record):
@@ -34,16 +34,18 @@ class Pruning(Record):
     (SparseVAR's block MSE, summed over channels). Baselines: ``random``; ``tome``, minus the cosine with the most
     similar token of another set (ToMe's bipartite matching); ``pitome``, minus the mean cosine with all others.
     """
-    fill: Literal["input", "output", "delta", "anchor", "merge"]
+    fill: Literal["input", "output", "previous", "delta", "anchor", "merge"]
     """What stands for a skipped token behind the span.
 
     ``input``: the token as it came in. ``output``: what the span gave at ``source``, enlarged (FastVAR's cached token
-    restoration). ``delta``: the token plus what the span added at ``source``, enlarged. ``anchor``: what the span gave
-    for the most similar of the anchors around it, a token of every fourth row and column (SparseVAR). ``merge``: kept
-    tokens run as the mean of themselves and the skipped tokens most similar to them, which get their outputs (ToMe).
+    restoration). ``previous``: what stood behind the span at the scale right before, its own skipped tokens included,
+    enlarged (SparseVAR without residuals). ``delta``: the token plus what the span added at ``source``, enlarged.
+    ``anchor``: what the span gave for the most similar of the anchors around it, a token of every fourth row and column
+    (SparseVAR). ``merge``: kept tokens run as the mean of themselves and the skipped tokens most similar to them, which
+    get their outputs (ToMe).
     """
     source: int
-    """The scale whose block outputs and entropies are kept for ``fill`` and ``score``."""
+    """The scale whose block outputs and entropies are kept for ``fill`` and ``score``; tokens are left out after it."""
     spans: tuple[PrunedSpan, ...]
 
 

@@ -51,7 +51,8 @@ def _reductions(plan: PlanFields) -> list[str]:
     lines = []
     if plan.pruning is not None:
         kept = plan.pruning
-        lines.append(f"tokens: by {kept.score}, skipped ones from {kept.fill}, source {plan.label(kept.source)}")
+        fill = "the scale before" if kept.fill == "previous" else kept.fill
+        lines.append(f"tokens: by {kept.score}, skipped ones from {fill}, source {plan.label(kept.source)}")
         for keep, spans in _alike(plan):
             shares = ", ".join(f"{100 * share:.3g} % at {scale}" for scale, share in keep)
             each = ", apart" if len(spans) > 1 else ""

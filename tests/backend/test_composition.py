@@ -69,7 +69,7 @@ def pruning(draw: st.DrawFn) -> dict[str, Any]:
         if draw(st.booleans()) or len(borders) == 2
     ]
     score = draw(st.sampled_from(["pivot", "entropy", "change"]))
-    fill = draw(st.sampled_from(["input", "output", "delta", "anchor"]))
+    fill = draw(st.sampled_from(["input", "output", "previous", "delta", "anchor"]))
     return {"score": score, "fill": fill, "source": source, "spans": spans}
 
 

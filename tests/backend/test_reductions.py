@@ -20,12 +20,18 @@ CASES: dict[str, Reductions] = {
     **{
         f"{score} {fill}": Reductions(score=score, fill=fill, source=3, spans=SPANS)
         for score in ("pivot", "entropy", "change")
-        for fill in ("input", "output", "delta")
+        for fill in ("input", "output", "previous", "delta")
     },
     "change anchor": Reductions(score="change", fill="anchor", source=4, spans=[(0, 2, {6: 0.5})]),
     "tome merge": Reductions(score="tome", fill="merge", source=4, spans=[(0, 2, {5: 0.5, 6: 0.4})]),
     "pitome merge": Reductions(score="pitome", fill="merge", source=4, spans=[(0, 2, {6: 0.4})]),
     "two spans": Reductions(source=4, fill="output", spans=[(0, 0, {6: 0.5}), (2, 2, {6: 0.25})]),
+    "previous behind two spans": Reductions(
+        source=3, fill="previous", spans=[(0, 0, {4: 0.4, 6: 0.5}), (2, 2, {6: 0.25})]
+    ),
+    "previous without unconditional rows": Reductions(
+        source=3, fill="previous", spans=[(0, 1, {4: 0.6, 5: 0.5, 6: 0.3})], conditional_from=6
+    ),
     "a hole before a whole scale": Reductions(source=3, spans=[(1, 2, {5: 0.4})]),
     "conditional, copied": Reductions(conditional_from=6),
     "conditional, with the difference before": Reductions(conditional_from=5, guidance_fill="delta"),
@@ -98,6 +104,49 @@ def test_the_model_is_as_it_was_afterwards(model: LandscapeVAR) -> None:
     before = model.generate(["mountain"], seed=50)
     drawn(model, {**dense_changes(), **fields(CASES["both"])}, inner="eager")
     assert torch.equal(model.generate(["mountain"], seed=50), before)
+
+
+def test_the_scale_before_is_the_source_where_it_comes_right_before(model: LandscapeVAR) -> None:
+    """One step behind the source both fills read the same scale; a step later one reads the scale that was restored."""
+    images = {
+        (fill, scales): drawn(
+            model,
+            {**dense_changes(), **fields(Reductions("change", fill, 4, [(0, 2, dict.fromkeys(scales, 0.4))]))},
+            inner="eager",
+        )
+        for fill in ("output", "previous")
+        for scales in ((5,), (5, 6))
+    }
+    assert torch.equal(images["previous", (5,)], images["output", (5,)])
+    assert not torch.allclose(images["previous", (5, 6)], images["output", (5, 6)], atol=1e-3)
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_copied_outputs_are_copied_logits(model: LandscapeVAR, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SparseVAR copies logits; here the last block's outputs are copied, and the head works on each token alone.
+
+    A span that ends before the last block copies no logits: the blocks behind it see copies in different places.
+    """
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    own = model.logits
+
+    def logits(x: Tensor, head: Tensor) -> Tensor:
+        seen.append((x.clone(), head, own(x, head)))
+        return seen[-1][-1]
+
+    monkeypatch.setattr(model, "logits", logits)
+    drawn(model, {**dense_changes(), **fields(Reductions("change", "anchor", 4, [(0, last, {6: 0.3})]))}, inner="eager")
+    x, head, found = seen[-1]
+    same = (x[:, :, None] == x[:, None]).all(-1).all(0)  # [N, N]: tokens with the same output in both rows
+    first = same.int().argmax(0)
+    copies = int((first != torch.arange(len(first))).sum())
+    if last < 2:
+        assert copies == 0
+        return
+    assert 0 < copies <= 64 - round(0.3 * 64)
+    alone, place = first.unique(return_inverse=True)
+    torch.testing.assert_close(own(x[:, alone], head)[:, place], found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[:, first], found, rtol=1e-5, atol=1e-5)
 
 
 def test_two_images_of_a_batch_keep_the_same_tokens(model: LandscapeVAR) -> None:

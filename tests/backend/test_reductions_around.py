@@ -17,11 +17,11 @@ KEEP = {4: 0.5, 5: 0.25}
 SOURCE = 3
 
 
-def plan_for(model: ShapedVAR, spans: list[tuple[int, int]]) -> Plan:
+def plan_for(model: ShapedVAR, spans: list[tuple[int, int]], fill: str = "delta") -> Plan:
     names = [f"blocks.{number}.sa" for number in range(model.shape.depth)]
     plan = dense_plan(SCHEDULE, names, heads=model.shape.heads, head_dim=model.shape.head_dim, tile=(4, 4))
     each = [{"first": first, "last": last, "keep": KEEP} for first, last in spans]
-    return plan.replace(pruning={"score": "pivot", "fill": "delta", "source": SOURCE, "spans": each})
+    return plan.replace(pruning={"score": "pivot", "fill": fill, "source": SOURCE, "spans": each})
 
 
 def enlarge(x: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
@@ -109,3 +109,16 @@ def test_a_model_that_changes_tokens_between_blocks_is_found_out() -> None:
     sparvar.compile(model, plan_for(model, [(0, 0), (2, 2)]), inner="eager")
     assert model.generate(seed=3).isfinite().all()
     sparvar.detach(model)
+
+
+@pytest.mark.parametrize("fill", ["output", "previous", "delta"])
+def test_a_model_that_writes_into_what_a_span_gave(fill: str) -> None:
+    """What later scales take from the span is what it gave, not what the model made of it (Infinity's levels)."""
+    images = []
+    for add in (lambda x: x + 1.0, lambda x: x.add_(1.0)):
+        model = shaped("tiny", SCHEDULE)
+        model.blocks[1].register_forward_pre_hook(lambda _, given, add=add: (add(given[0]), *given[1:]))  # type: ignore[misc]
+        sparvar.compile(model, plan_for(model, [(0, 0), (2, 2)], fill), inner="eager")
+        images.append(model.generate(seed=3))
+        sparvar.detach(model)
+    assert torch.equal(*images)

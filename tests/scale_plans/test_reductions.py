@@ -158,9 +158,33 @@ def test_published_methods() -> None:
     )
     off_square = fastvar(wide, skipping=True)  # by grid, not by width: 39x26 of 78x52 is a half
     assert off_square.pruning is not None and off_square.pruning.spans[0].keep == {6: 0.6, 7: 0.5}
-    assert sparsevar(dense()).pruning is not None
     assert conditional(dense(), 3).conditional(11) and not conditional(dense(), 3).conditional(10)
     assert kept_tokens(dense(), "random", "input", 11, (0.5, 0.25)).span(13, 0) is not None
+
+
+def test_sparsevar_of_models_with_residuals_and_without() -> None:
+    anchored, previous = sparsevar(dense()).pruning, sparsevar(dense(), keep=0.5, residual=False).pruning
+    assert anchored is not None and previous is not None
+    assert (anchored.score, anchored.fill, anchored.source) == ("change", "anchor", 11)
+    assert (previous.score, previous.fill, previous.source) == ("change", "previous", 11)
+    assert [(span.first, span.last, dict(span.keep)) for span in previous.spans] == [(0, 5, {12: 0.5, 13: 0.5})]
+    short = dense_plan(SCHEDULE[:2], ["a"], heads=4, head_dim=64)
+    for residual in (True, False):
+        with pytest.raises(PlanError, match="schedule: must have at least three scales, got 2"):
+            sparsevar(short, residual=residual)
+        with pytest.raises(PlanError, match=r"span 0.keep.12: must be above 0 and at most 1, got 1.5"):
+            sparsevar(dense(), keep=1.5, residual=residual)
+
+
+def test_plans_from_before_a_fill_was_added_keep_their_digests() -> None:
+    written = "sha256:6ea3f04928d3af76fca9cef0c3286ea5fcea9f43c77110372e5b2074b3f76749"
+    assert dense().replace(pruning=PRUNING).digest == written
+    assert sparsevar(dense()).digest == "sha256:4b60199d7f4ab371fb5ea0be4b1f33c0843ebbc8a1bd2690075e34ce056e67ce"
+    plan = dense().replace(pruning={**PRUNING, "fill": "previous"})
+    assert plan.digest != written and Plan.loads(plan.dumps()) == plan
+    assert "tokens: by pivot, skipped ones from the scale before, source scale 11 (40x40)" in str(plan)
+    with pytest.raises(PlanError, match=r"keep.11: must come after the source scale, 11"):
+        plan.replace(pruning={**PRUNING, "fill": "previous", "spans": [_span({11: 0.5})]})
 
 
 def test_toprovar_takes_the_counts_of_the_thresholds() -> None:

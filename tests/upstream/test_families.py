@@ -107,6 +107,29 @@ def test_flexvar(settings: dict[str, Any]) -> None:
         assert_images(family, class_inputs(family, cfg=2.5))
 
 
+HEADS: dict[str, tuple[Callable[[], Family], Callable[[Family], dict[str, Tensor]]]] = {
+    "VAR": (var, class_inputs),
+    "FlexVAR": (flexvar, class_inputs),
+    "Infinity": (infinity, text_inputs),
+    "hart": (hart, hart_inputs),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_work_on_each_token_alone(name: str) -> None:
+    """So where pruning copies what the last block gave, it copies logits (SparseVAR)."""
+    make, inputs = HEADS[name]
+    with family_imports(name), hart_models.cuda_is_the_cpu(), torch.no_grad():
+        family = make()
+        condition = family.begin(inputs(family))["condition"]
+        x = torch.randn(family.rows, 12, family.model.C, generator=torch.Generator().manual_seed(1))
+        logits = family.model.get_logits(x, condition)
+        copies = torch.tensor([5, 0, 0, 11, 5])
+        found = family.model.get_logits(x[:, copies], condition)
+        torch.testing.assert_close(found, logits[:, copies], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(logits[:, 5], logits[:, 0], atol=1e-2)
+
+
 GUIDANCE = [3.0, 2.5, 1.0, 2.0, 1.0, 1.5, 1.0]
 INFINITY_SETTINGS: list[dict[str, Any]] = [
     {},
