@@ -48,9 +48,7 @@ def left_out(plan: Plan, report: Report) -> Section | None:
             shares, quality, _ = zip(*points, strict=True)
             axes.scatter(shares, quality, color=colour, marker=marker, s=38, zorder=3, label=label)
         for left, high, name in _apart([point for points in groups.values() for point in points]):
-            axes.annotate(
-                name, (left, high), (5, 4), textcoords="offset points", fontsize=7.5, color=SOFT, zorder=4, bbox=PAPER
-            )
+            axes.annotate(name, (left, high), (5, 4), textcoords="offset points", zorder=4, **SMALL)
         if chosen is not None:
             axes.axhline(chosen, color=ALARM, linestyle="--", linewidth=1.2, label="budget")
         axes.margins(x=0.12, y=0.12)
@@ -63,7 +61,7 @@ def left_out(plan: Plan, report: Report) -> Section | None:
         "What else can be left out",
         "Each point is a reduction alone, with dense attention: up and to the right is better. Damage adds up, so that"
         " a plan near the budget takes those that cost least for what they save. Names say what is left out: guidance"
-        " from a scale on, or the share of a scale's tokens that is computed, and the scale that the rest is made from.",
+        " from a scale on, or the share of a scale's tokens that is computed, and what the rest is made from.",
         f"PSNR against time saved of {plural(count, 'reduction')}.",
         draw,
         4.8,
