@@ -2,6 +2,7 @@
 
 Each takes an all-dense plan, or one with sparse attention that is legal with it, and returns it with the method's
 fields. Where a paper gives numbers for Infinity's 1:1 schedule, scales correspond by their grid relative to the last.
+In a plan that skips scales, the last scale of a rule is the last that is drawn.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def fastvar(plan: Plan, skipping: bool = False) -> Plan:
     Infinity; without, the last two keep a half and a quarter of their tokens, as published for HART. Layers before
     `FASTVAR_FIRST` and the last eighth compute every token.
     """
-    last = plan.scales
+    last = plan.drawn
     if skipping:
-        drawn = last - 2
+        drawn = plan.scales - 2
         keep = {scale: 1 - ratio for scale in range(2, drawn + 1) if (ratio := _ratio(plan, scale))}
         # The cache is the last scale before the first pruned one.
         source = min(keep, default=drawn) - 1
@@ -57,7 +58,7 @@ def sparsevar(plan: Plan, keep: float = SPARSEVAR_KEEP) -> Plan:
     What is left out gets the output of its most similar anchor. The block of the papers (the third of Infinity-2B, the
     sixteenth of HART) stands for all layers here: all of them are one span.
     """
-    last = plan.scales
+    last = plan.drawn
     span = {"first": 0, "last": len(plan.layers) - 1, "keep": {last - 1: keep, last: keep}}
     pruning = {"score": "change", "fill": "anchor", "source": last - 2, "spans": [span]}
     return plan.replace(name="sparsevar", pruning=pruning)
@@ -81,27 +82,27 @@ def toprovar(plan: Plan, thresholds: Thresholds | None = None, fill: str = "delt
     spans = []
     for layer in range(len(plan.layers)):
         keep = {
-            scale: keep_count(given, scale, layer, plan.tokens(scale), plan.scales) / plan.tokens(scale)
-            for scale in range(given.start, plan.scales + 1)
+            scale: keep_count(given, scale, layer, plan.tokens(scale), plan.drawn) / plan.tokens(scale)
+            for scale in range(given.start, plan.drawn + 1)
         }
         keep = {scale: share for scale, share in keep.items() if share < 1}
         if keep:
             spans.append({"first": layer, "last": layer, "keep": keep})
     if not spans:
-        must = "prune at least one (layer, scale)"
-        raise PlanError(message("thresholds", must, "none: no layer is a detail layer", "other thresholds"), plan.name)
+        must, got = "prune at least one (layer, scale)", "none: no detail layer, or a start scale that is not drawn"
+        raise PlanError(message("thresholds", must, got, "other thresholds"), plan.name)
     pruning = {"score": "entropy", "fill": fill, "source": given.start - 1, "spans": spans}
     return plan.replace(name="toprovar", pruning=pruning, thresholds=given)
 
 
 def conditional(plan: Plan, last: int) -> Plan:
-    """The last ``last`` scales without unconditional rows (SkipVAR's second decision, always taken)."""
-    return plan.replace(name=f"conditional-{last}", guidance={"conditional_from": plan.scales + 1 - last})
+    """The last ``last`` drawn scales without unconditional rows (SkipVAR's second decision, always taken)."""
+    return plan.replace(name=f"conditional-{last}", guidance={"conditional_from": plan.drawn + 1 - last})
 
 
 def kept_tokens(plan: Plan, score: str, fill: str, source: int, shares: Sequence[float]) -> Plan:
-    """All layers on the same tokens at the last scales, ``shares`` of them, the last scale's share last."""
-    first = plan.scales - len(shares) + 1
+    """All layers on the same tokens at the last drawn scales, ``shares`` of them, the last scale's share last."""
+    first = plan.drawn - len(shares) + 1
     span = {"first": 0, "last": len(plan.layers) - 1, "keep": dict(enumerate(shares, start=first))}
     pruning = {"score": score, "fill": fill, "source": source, "spans": [span]}
     return plan.replace(name=f"{score}-{fill}", pruning=pruning)

@@ -179,6 +179,33 @@ def test_toprovar_takes_the_counts_of_the_thresholds() -> None:
         toprovar(dense(2), thresholds.model_copy(update={"scores": (0.0, 0.0)}))
 
 
+def test_rules_look_at_the_scales_that_are_drawn() -> None:
+    """In a plan that skips scales, "the last scale" of every rule is the last that is drawn."""
+    short = dense(2).replace(skip={"last": 2})
+    thresholds = Thresholds(
+        tau=0.4, beta=1.0, alpha_min=0.5, alpha_max=0.9, start=10, representative=6, scores=(0.0, 1.0), min_keep=0.1
+    )
+    plan = toprovar(short, thresholds)
+    span = plan.span(11, 1)
+    assert span is not None and set(span.keep) == {10, 11}
+    assert plan.kept_tokens(11, span) == 1600 - round(1600 * 0.9), "scale / S_max is 1 at the last that is drawn"
+    with pytest.raises(PlanError, match="a start scale that is not drawn"):
+        toprovar(short, thresholds.model_copy(update={"start": 12}))
+    assert conditional(short, 2).conditional(10) and not conditional(short, 2).conditional(9)
+    change = sparsevar(short).pruning
+    assert change is not None and (change.source, set(change.spans[0].keep)) == (9, {10, 11})
+    pivot = fastvar(short).pruning
+    assert pivot is not None and (pivot.source, pivot.spans[0].keep) == (9, {10: 0.5, 11: 0.25})
+    sites = ["a", "b", "c", "d"]
+    sparse = default_plan(SCHEDULE, sites, heads=4, head_dim=64, skipped=2)
+    assert (sparse.drawn, sparse.decision_scale, set(sparse.csla)) == (11, 9, {10, 11})
+    few = default_plan(SCHEDULE[:7], sites, heads=4, head_dim=64, skipped=2)
+    assert (few.decision_scale, few.sink_scales) == (3, 2), "sinks end before the decision scale here, too"
+    for skipped in (-1, 13):
+        with pytest.raises(PlanError, match=r"skip\.last: must be between 1 and 12"):
+            default_plan(SCHEDULE, sites, heads=4, head_dim=64, skipped=skipped)
+
+
 def test_carried_to_another_schedule() -> None:
     sparse = default_plan(SCHEDULE, [f"blocks.{i}" for i in range(6)], heads=4, head_dim=64)
     plan = sparse.replace(
