@@ -2,7 +2,7 @@
 
 from sparvar.calibrate.checkpoint import apply_checkpoint
 from sparvar.calibrate.fit_skip import SkipFit, fit_skip
-from sparvar.calibrate.kv_statistics import kv_statistics
+from sparvar.calibrate.kv_statistics import KVStatistics, kv_statistics
 from sparvar.calibrate.run import Budget, Calibration, Effort, calibrate
 from sparvar.calibrate.subject import Subject, load_subject
 from sparvar.calibrate.transfer_loss import compare_plans
@@ -11,6 +11,7 @@ __all__ = [
     "Budget",
     "Calibration",
     "Effort",
+    "KVStatistics",
     "SkipFit",
     "Subject",
     "apply_checkpoint",
