@@ -1,7 +1,8 @@
 """What pruning saves on blocks of a published width: FLOPs promised, time found.
 
 ``python benchmarks/pruned_shape.py`` runs a few random-weight blocks of Infinity-2B's width over the one-megapixel
-schedule, dense and at ToProVAR's setting, in turns on this machine. Whole models are too large for CPUs; every block of
+schedule, dense and at the setting that ToProVAR's speed-up needs, in turns on this machine; `sparvar bench methods
+--shape infinity-2b` compares all methods this way. Whole models are too large for CPUs; every block of
 a model does the same work, so that ratios carry over.
 """
 
@@ -10,17 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 import sparvar
-from sparvar.scale_plans import Plan, Thresholds, dense_plan, toprovar, write_whole
+from sparvar.scale_plans import Plan, Thresholds, toprovar, write_whole
+from sparvar.tools.bench_methods import MethodSettings
+from sparvar.tools.bench_shape import ShapeBench
 from sparvar.tools.machine import machine
-from sparvar.zoo import SHAPES, ShapedVAR
+from sparvar.zoo.shaped import SCHEDULE_1M
 
 OUT = Path(__file__).parent / "results" / "pruned-shape-cpu.json"
 START = 4
@@ -54,24 +55,19 @@ def main(
     out: Path = OUT,
 ) -> None:
     """Print and write FLOPs and seconds of both."""
-    sizes = dataclasses.replace(SHAPES[shape], depth=depth)
-    sides = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)[:scales]
-    schedule = tuple((side, side) for side in sides)
-    names = [f"blocks.{number}.sa" for number in range(depth)]
-    dense = dense_plan(schedule, names, heads=sizes.heads, head_dim=sizes.head_dim)
+    schedule = SCHEDULE_1M[:scales]
+    settings = MethodSettings(rounds, first_seed=1, cfg=2.0, inner=inner, only=(), skipping=False)
+    bench = ShapeBench(shape, depth, schedule, settings)
+    plans = {"dense": bench.base, "toprovar": setting(bench.base)}
     models, work = {}, {}
-    torch.manual_seed(0)
-    for name, plan in {"dense": dense, "toprovar": setting(dense)}.items():
-        models[name] = sparvar.compile(ShapedVAR(sizes, schedule).eval(), plan, inner=inner)
-        models[name].generate(seed=0)
-        found = sparvar.explain(models[name]).work
-        work[name] = sum(one.drawn for one in found)
+    for name, plan in plans.items():
+        models[name] = sparvar.compile(bench.copy(), plan, inner=inner)
+        bench.generate(models[name], plan)
+        work[name] = sum(one.drawn for one in sparvar.explain(models[name]).work)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(rounds):
         for name, model in models.items():
-            started = time.perf_counter()
-            model.generate(seed=turn + 1)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(bench.draw(model, plans[name], turn).seconds)
     # Turn by turn, as machines drift.
     ratio = statistics.median(one / other for one, other in zip(seconds["dense"], seconds["toprovar"], strict=True))
     flops = work["dense"] / work["toprovar"]
@@ -79,7 +75,7 @@ def main(
         "benchmark": "pruned-shape",
         "format": 1,
         "machine": machine(),
-        "shape": dataclasses.asdict(sizes),
+        "shape": dataclasses.asdict(bench.model.shape),
         "scales": scales,
         "inner": inner,
         "block_flops": work,

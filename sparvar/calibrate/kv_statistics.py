@@ -70,11 +70,16 @@ class KVStatistics:
         return [[float(each) for each in self._variance[layer]] for layer in range(len(self.plan.layers))]
 
 
-def kv_statistics(subject: Subject, prompts: Sequence[Any], seed: int = 0, inner: str = "eager") -> KVStatistics:
-    """Statistics of one dense generation per prompt, with seeds from ``seed`` on; the model is detached again."""
+def kv_statistics(
+    subject: Subject, prompts: Sequence[Any], seed: int = 0, inner: str = "eager", plan: Plan | None = None
+) -> KVStatistics:
+    """Statistics of one dense generation per prompt, with seeds from ``seed`` on; the model is detached again.
+
+    ``plan`` is all dense and names the layers that are looked at, every attention of the model where it is None.
+    """
     from sparvar.backend import compile
 
-    plan = subject.base_plan()
+    plan = subject.base_plan() if plan is None else plan
     statistics = KVStatistics(plan)
     compile(subject.model, plan, inner=inner)
     try:

@@ -63,12 +63,14 @@ def default_plan(
     name: str = "default",
     budget: float = BUDGET,
     cs4a_share: float = CS4A_SHARE,
+    skipped: int = 0,
 ) -> Plan:
     """A hybrid plan by the rules of SparVAR, not calibrated: it says so in its provenance.
 
     The third last scale decides and the last two are sparse with ``budget`` of their keys and windows of 9 and 7; the
     first two layers stay dense, of the others the first ``cs4a_share`` are cs4a and the rest csla, with windows
-    1, 1, 3, 5, 7 at the last five scales. A schedule of one scale stays dense; a window never exceeds its grid.
+    1, 1, 3, 5, 7 at the last five scales. A schedule of one scale stays dense; a window never exceeds its grid. With
+    ``skipped`` that many of the last scales are not drawn, and those before them take their place in the rules.
     Raises `PlanError`, `dense_plan`'s included.
     """
     plan = dense_plan(
@@ -83,7 +85,9 @@ def default_plan(
         tile=tile,
         name=name,
     )
-    scales = plan.scales
+    if skipped:
+        plan = plan.replace(skip={"last": skipped}, sink_scales=_sink_scales(plan.scales - skipped))
+    scales = plan.drawn
     note = "made by rule, not calibrated: measure it before you trust it"
     if scales == 1:
         return plan.replace(provenance=Provenance(note=f"one scale only, all dense; {note}"))

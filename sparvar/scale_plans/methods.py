@@ -70,10 +70,10 @@ def sparsevar(plan: Plan, keep: float = SPARSEVAR_KEEP, residual: bool = True) -
     Raises:
         PlanError: the plan has fewer than three scales, or the share leaves no token.
     """
-    last = plan.scales
+    last = plan.drawn
     if last < 3:
         remedy = "two are pruned, by what changed at the one before them"
-        raise PlanError(message("schedule", "have at least three scales", last, remedy), plan.name)
+        raise PlanError(message("schedule", "have at least three scales that are drawn", last, remedy), plan.name)
     span = {"first": 0, "last": len(plan.layers) - 1, "keep": {last - 1: keep, last: keep}}
     fill = "anchor" if residual else "previous"
     pruning = {"score": "change", "fill": fill, "source": last - 2, "spans": [span]}
@@ -105,8 +105,8 @@ def toprovar(plan: Plan, thresholds: Thresholds | None = None, fill: str = "delt
         if keep:
             spans.append({"first": layer, "last": layer, "keep": keep})
     if not spans:
-        must = "prune at least one (layer, scale)"
-        raise PlanError(message("thresholds", must, "none: no layer is a detail layer", "other thresholds"), plan.name)
+        must, got = "prune at least one (layer, scale)", "none: no detail layer, or a start scale that is not drawn"
+        raise PlanError(message("thresholds", must, got, "other thresholds"), plan.name)
     pruning = {"score": "entropy", "fill": fill, "source": given.start - 1, "spans": spans}
     return plan.replace(name="toprovar", pruning=pruning, thresholds=given)
 

@@ -1,22 +1,24 @@
-"""Every published method alone, and mixtures, in one harness: time, PSNR, SSIM, FLOPs, memory, in one run."""
+"""Every published method alone, and mixtures, in one harness: time, quality, FLOPs, memory, in one run."""
 
 from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sparvar
-from sparvar.calibrate import Subject, kv_statistics
+from sparvar.calibrate import KVStatistics, Subject, kv_statistics
+from sparvar.errors import OptionError, message
 from sparvar.scale_plans import Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.common import load_landscape
-from sparvar.tools.demo import inductor_dense
+from sparvar.tools.demo import compile_blocks
 from sparvar.tools.measure import Generation, Spread, compare, ratio, timed_generation
 from sparvar.tools.memory import live_peak, peak_memory
-from sparvar.tools.methods import COMPRESSED, Method, compressed, published
+from sparvar.tools.methods import COMPRESSED, SKIPPING, Method, compressed, published
 from sparvar.zoo import CLASSES
 
 DENSE = "dense"
@@ -28,50 +30,135 @@ class MethodSettings:
     """What to run.
 
     Attributes:
-        seeds: images of each method, with the next class and seed each.
-        first_seed: of the first image; calibration's images have other ones.
-        cfg: guidance strength.
+        seeds: generations of each method, with the next seed each.
+        first_seed: of the first one; calibration's images have other ones.
+        cfg: guidance strength; 1 turns it off, and then no method leaves it out.
         inner: compiler of the graphs.
-        plans: more plans, by name: files, or names of shipped ones.
         only: names of methods; all where it is empty.
         skipping: also methods that skip scales.
-        weights: folder with other weights of the shipped model.
     """
 
     seeds: int
     first_seed: int
     cfg: float
     inner: str
-    plans: Mapping[str, str]
     only: tuple[str, ...]
     skipping: bool
-    weights: Path | None = None
 
 
-def methods_of(settings: MethodSettings, base: Plan, model: Any, say: Callable[[str], None]) -> list[Method]:
-    """The methods to run, in order; the shipped plan and the given ones last."""
-    found = published(base, settings.skipping)
-    if not settings.only or set(COMPRESSED) & set(settings.only):
+class Bench(ABC):
+    """A model that methods are compared on.
+
+    Attributes:
+        base: its all-dense plan.
+        model: itself, unattached.
+    """
+
+    base: Plan
+    model: Any
+
+    @abstractmethod
+    def copy(self) -> Any:
+        """One more such model."""
+
+    @abstractmethod
+    def generate(self, model: Any, plan: Plan | None) -> object:
+        """One generation that is not timed, always the same; ``plan`` is what the model is compiled with."""
+
+    @abstractmethod
+    def draw(self, model: Any, plan: Plan | None, number: int) -> Generation:
+        """Generation ``number``, timed."""
+
+    @abstractmethod
+    def quality(self, found: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
+        """What a row says of generations beside those of the dense model."""
+
+    @abstractmethod
+    def kv_statistics(self) -> KVStatistics:
+        """What ScaleKV and HACK measure, from one dense generation."""
+
+    def further(self) -> list[Method]:
+        """Plans beside the published methods."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """What a result file says of the model."""
+        return {}
+
+
+class ImageBench(Bench):
+    """The shipped model: its images are compared.
+
+    Args:
+        settings: of the run.
+        plans: more plans to compare, by name: files, or names of shipped ones.
+        weights: folder with other weights.
+    """
+
+    def __init__(self, settings: MethodSettings, plans: Mapping[str, str], weights: Path | None = None) -> None:
+        self.model = load_landscape(weights)
+        self.base = base_of(self.model)
+        self.plans, self.cfg, self.first_seed = plans, settings.cfg, settings.first_seed
+
+    def copy(self) -> Any:
+        return copy.deepcopy(self.model)
+
+    def generate(self, model: Any, plan: Plan | None) -> object:
+        return timed_generation(model, CLASSES[0], 0, self.cfg)
+
+    def draw(self, model: Any, plan: Plan | None, number: int) -> Generation:
+        return timed_generation(model, CLASSES[number % len(CLASSES)], self.first_seed + number, self.cfg)
+
+    def quality(self, found: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
+        pairs = [compare(one.image, other.image) for one, other in zip(found, dense, strict=True)]
+        # Equal images have no PSNR: None in the file.
+        finite = [psnr for psnr, _ in pairs if psnr != float("inf")]
+        return {
+            "psnr_db_mean": statistics.mean(finite) if len(finite) == len(pairs) else None,
+            "psnr_db_least": min(finite) if len(finite) == len(pairs) else None,
+            "ssim_mean": statistics.mean(ssim for _, ssim in pairs),
+            "ssim_least": min(ssim for _, ssim in pairs),
+        }
+
+    def kv_statistics(self) -> KVStatistics:
+        subject = Subject(
+            self.model,
+            lambda model, label, seed: model.generate(labels=[label], seed=seed, cfg=self.cfg)[0],
+            self.base.schedule,
+            self.base.model.heads,
+            self.base.model.head_dim,
+        )
+        return kv_statistics(subject, [CLASSES[0]], seed=1)
+
+    def further(self) -> list[Method]:
+        shipped = find_plan(self.base.model.fingerprint)
+        found = [] if shipped is None else [Method("sparvar (shipped plan)", "calibrated", shipped)]
+        return found + [Method(name, "given", load_plan(path)) for name, path in self.plans.items()]
+
+
+def methods_of(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> list[Method]:
+    """The methods to run, in order; the shipped plan and the given ones last.
+
+    Raises:
+        OptionError: one that is asked for does not exist.
+    """
+    found, wanted = published(bench.base, settings.skipping), settings.only
+    names = [*COMPRESSED, *(f"{name}{SKIPPING}" for name in COMPRESSED if settings.skipping)]
+    if not wanted or set(names) & set(wanted):
         say("what ScaleKV and HACK measure before they give out budgets")
-        found += compressed(base, *kv_figures(base, model, settings.cfg))
-    shipped = find_plan(base.model.fingerprint)
-    if shipped is not None:
-        found.append(Method("sparvar (shipped plan)", "calibrated", shipped))
-    found += [Method(name, "given", load_plan(path)) for name, path in settings.plans.items()]
-    return [method for method in found if not settings.only or method.name in settings.only]
-
-
-def kv_figures(base: Plan, model: Any, cfg: float) -> tuple[list[dict[int, float]], list[list[float]]]:
-    """Selectivity of layers and variance of heads, from one dense generation."""
-    subject = Subject(
-        model,
-        lambda model, label, seed: model.generate(labels=[label], seed=seed, cfg=cfg)[0],
-        base.schedule,
-        base.model.heads,
-        base.model.head_dim,
-    )
-    measured = kv_statistics(subject, [CLASSES[0]], seed=1)
-    return measured.selectivity, measured.variance
+        measured = bench.kv_statistics()
+        found += compressed(bench.base, measured.selectivity, measured.variance, settings.skipping)
+    found += bench.further()
+    if settings.cfg == 1.0:
+        without = ", ".join(method.name for method in found if method.plan.guidance is not None)
+        say(f"without guidance there is none to leave out, so these do not run: {without}")
+        found = [method for method in found if method.plan.guidance is None]
+    known = [method.name for method in found]
+    for name in wanted:
+        if name not in known:
+            must = f"be one of {'; '.join(dict.fromkeys([*known, *names]))}"
+            raise OptionError(message("--only", must, repr(name), "--skipping and guidance add some"))
+    return [method for method in found if not wanted or method.name in wanted]
 
 
 def base_of(model: Any) -> Plan:
@@ -89,54 +176,43 @@ def base_of(model: Any) -> Plan:
     )
 
 
-def run(settings: MethodSettings, say: Callable[[str], None]) -> dict[str, Any]:
+def run(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything; ``say`` gets a line before each step."""
-    plain = load_landscape(settings.weights)
-    base = base_of(plain)
-    methods = methods_of(settings, base, plain, say)
-    models: dict[str, Any] = {DENSE: copy.deepcopy(plain), INDUCTOR: inductor_dense(copy.deepcopy(plain))}
-    if settings.inner == "eager":
-        del models[INDUCTOR]
-    for method in methods:
-        models[method.name] = sparvar.compile(copy.deepcopy(plain), method.plan, inner=settings.inner)
+    methods = {method.name: method for method in methods_of(settings, bench, say)}
+    plans: dict[str, Plan | None] = {DENSE: None, INDUCTOR: None}
+    models: dict[str, Any] = {DENSE: bench.copy()}
+    if settings.inner != "eager":
+        models[INDUCTOR] = compile_blocks(bench.copy())
+    for name, method in methods.items():
+        models[name] = sparvar.compile(bench.copy(), method.plan, inner=settings.inner)
+        plans[name] = method.plan
     for name, model in models.items():
         say(f"{name}: first generation, compiling")
-        timed_generation(model, CLASSES[0], 0, settings.cfg)
+        bench.generate(model, plans[name])
     timed: dict[str, list[Generation]] = {name: [] for name in models}
     for number in range(settings.seeds):
-        say(f"image {number + 1} of {settings.seeds}, by {len(models)} methods in turns")
+        say(f"generation {number + 1} of {settings.seeds}, by {len(models)} methods in turns")
         for name, model in models.items():
-            seed = settings.first_seed + number
-            timed[name].append(timed_generation(model, CLASSES[number % len(CLASSES)], seed, settings.cfg))
-    memory = {}
+            timed[name].append(bench.draw(model, plans[name], number))
+    rows = []
     for name, model in models.items():
         say(f"{name}: memory")
-        memory[name] = most_bytes(model, settings.cfg)
-    plans = {method.name: method for method in methods}
-    work = {name: sparvar.explain(models[name]).work for name in plans}
-    rows = [_row(name, timed, plans.get(name), work.get(name, ())) | {"bytes": memory[name]} for name in models]
-    return {
-        "settings": {
-            "seeds": settings.seeds,
-            "first_seed": settings.first_seed,
-            "cfg": settings.cfg,
-            "inner": settings.inner,
-        },
-        "rows": rows,
-    }
+        work = sparvar.explain(model).work if name in methods else ()
+        row = _row(name, timed, methods.get(name), work)
+        if name != DENSE:
+            row |= bench.quality(timed[name], timed[DENSE])
+        rows.append(row | {"bytes": most_bytes(bench, model, plans[name])})
+    stated = {key: getattr(settings, key) for key in ("seeds", "first_seed", "cfg", "inner")}
+    return {"settings": stated | bench.settings(), "rows": rows}
 
 
-def most_bytes(model: Any, cfg: float) -> int | None:
+def most_bytes(bench: Bench, model: Any, plan: Plan | None) -> int | None:
     """Most bytes that tensors of one generation held at one moment, weights apart."""
-
-    def generate() -> Generation:
-        return timed_generation(model, CLASSES[0], 0, cfg)
-
     device = next(model.parameters()).device
     if device.type != "cuda":
-        return live_peak(generate)
+        return live_peak(lambda: bench.generate(model, plan))
     with peak_memory(device) as peak:
-        generate()
+        bench.generate(model, plan)
     return peak.bytes
 
 
@@ -145,26 +221,18 @@ def _row(
 ) -> dict[str, Any]:
     seconds = [one.seconds for one in timed[name]]
     dense = [one.seconds for one in timed[DENSE]]
-    pairs = [compare(one.image, other.image) for one, other in zip(timed[name], timed[DENSE], strict=True)]
+    kept = sum(one.drawn for one in work) / sum(one.dense for one in work) if work else 1.0
     row: dict[str, Any] = {
         "method": name,
         "source": method.source if method is not None else "",
         "seconds": Spread.of(seconds).as_dict(),
         "speedup": ratio(dense, seconds).as_dict(),
-        "block_flops_kept": sum(one.drawn for one in work) / sum(one.dense for one in work) if work else 1.0,
+        "block_flops_kept": kept,
+        "promised_speedup": 1 / kept,
     }
-    if name != DENSE:
-        # Equal images have no PSNR: None in the file.
-        finite = [psnr for psnr, _ in pairs if psnr != float("inf")]
-        row |= {
-            "psnr_db_mean": statistics.mean(finite) if len(finite) == len(pairs) else None,
-            "psnr_db_least": min(finite) if len(finite) == len(pairs) else None,
-            "ssim_mean": statistics.mean(ssim for _, ssim in pairs),
-            "ssim_least": min(ssim for _, ssim in pairs),
-        }
     if method is not None:
         row |= {"plan": method.plan.digest, "skips": method.plan.skip is not None}
     return row
 
 
-__all__ = ["MethodSettings", "base_of", "methods_of", "run"]
+__all__ = ["Bench", "ImageBench", "MethodSettings", "base_of", "methods_of", "run"]

@@ -10,18 +10,21 @@ import typer
 from rich.table import Table
 
 from sparvar import kernels
-from sparvar.tools import bench_generate, bench_methods, bench_ops, bench_static
+from sparvar.errors import OptionError, message
+from sparvar.tools import bench_generate, bench_methods, bench_ops, bench_shape, bench_static
 from sparvar.tools import output as files
 from sparvar.tools.cmd_demo import BASELINES, BaselineChoice, Inner, choose_inner
 from sparvar.tools.common import EXIT_CODES, as_json, handled, notes, output
 from sparvar.tools.demo_report import decibels, mebibytes
 from sparvar.tools.machine import machine
 from sparvar.tools.measure import require_metrics
+from sparvar.zoo import SHAPES
 
 bench = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 
 ROUNDS, QUICK_ROUNDS = 9, 3
 HEADS, QUICK_HEADS = 8, 1
+IMAGES = 8
 
 
 def _say(text: str) -> None:
@@ -217,34 +220,58 @@ def generate(
 
 def methods_table(result: dict[str, Any]) -> Table:
     """One row per method."""
+    shape = result["settings"].get("shape")
+    against = "dense images" if shape is None else f"dense outputs, random weights of {shape['name']}'s shape,"
     table = Table(
-        title=f"Methods: {result['settings']['seeds']} images, medians; against dense images of the same seeds",
+        title=f"Methods: {result['settings']['seeds']} generations, medians; against {against} of the same seeds",
         title_justify="left",
     )
-    for name in ("method", "seconds", "faster by", "PSNR", "least", "SSIM", "block FLOPs", "memory"):
+    quality = ("PSNR", "least", "SSIM") if shape is None else ("error",)
+    for name in ("method", "seconds", "faster by", "promised", *quality, "block FLOPs", "memory"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for row in result["rows"]:
-        psnr = row.get("psnr_db_mean")
         table.add_row(
             row["method"],
             f"{row['seconds']['median']:.2f}",
             f"{row['speedup']['median']:.2f}x",
-            "equal" if psnr is None and "ssim_mean" in row else decibels(psnr) if psnr is not None else "",
-            decibels(row["psnr_db_least"]) if psnr is not None else "",
-            f"{row['ssim_mean']:.3f}" if "ssim_mean" in row else "",
+            f"{row['promised_speedup']:.2f}x",
+            *_quality(row, len(quality)),
             f"{100 * row['block_flops_kept']:.0f} %",
             mebibytes(row["bytes"]),
         )
+    table.caption = "promised: by FLOPs of the blocks"
+    if shape is not None:
+        table.caption += (
+            "; error: of the last block's output at the last drawn scale, which starts from noise of its own"
+        )
+    table.caption_justify = "left"
     return table
+
+
+def _quality(row: dict[str, Any], columns: int) -> list[str]:
+    """What a row says of quality: images, or outputs of random weights."""
+    if "relative_error_mean" in row:
+        return [f"{row['relative_error_mean']:.2g}"]
+    if "ssim_mean" not in row:
+        return [""] * columns
+    psnr, ssim = row["psnr_db_mean"], f"{row['ssim_mean']:.3f}"
+    return ["equal", "", ssim] if psnr is None else [decibels(psnr), decibels(row["psnr_db_least"]), ssim]
 
 
 @bench.command(epilog=EXIT_CODES)
 @handled
 def methods(
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many images; each takes the next class and seed.")] = 8,
-    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first image.")] = 500,
-    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance strength.")] = 2.0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many generations, each of the next seed and class."
+            f" [dim]Default: {IMAGES}, with --shape {bench_shape.SEEDS}[/]",
+        ),
+    ] = None,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first generation.")] = 500,
+    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance strength; 1 turns guidance off.")] = 2.0,
     inner: Annotated[Inner, typer.Option(help="What compiles the rewritten graphs.")] = Inner.auto,
     plan: Annotated[
         list[str] | None,
@@ -253,9 +280,27 @@ def methods(
         ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="METHOD", help="Repeatable.")] = None,
-    skipping: Annotated[bool, typer.Option("--skipping/--no-skipping", help="Methods that skip scales, too.")] = True,
+    skipping: Annotated[
+        bool, typer.Option("--skipping/--no-skipping", help="Every method also with the last two scales skipped.")
+    ] = True,
     weights: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with other weights of the landscape model.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(metavar="SHAPE", help=f"Random weights of a published shape instead: {', '.join(SHAPES)}."),
+    ] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help=f"With --shape: how many blocks. [dim]Default: at most {bench_shape.BLOCKS}[/]"),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help=f"With --shape: {', '.join(bench_shape.sizes())}, Infinity's square schedules."
+            f" [dim]Default: {bench_shape.SIZE}[/]",
+        ),
     ] = None,
 ) -> None:
     """Compare the published methods, each alone, with calibrated mixtures, on the shipped model.
@@ -263,21 +308,45 @@ def methods(
     Every method is a plan; all draw the same images in turns, after a first generation that compiles. FLOPs are those
     of the blocks, counted; memory is the most that tensors of a generation of its own held at once, weights apart.
 
-    [dim]Example[/]
+    With [cyan]--shape[/] a few blocks of a large model's width run in place of the shipped model, with guidance and
+    cross-attention, to see whether FLOPs become time where size is real. Random weights draw no image: in place of
+    PSNR stands the relative error of the last block's output, which says nothing about images. On two cores the default
+    size and blocks of Infinity-2B take about three quarters of an hour, [cyan]--blocks 1[/] a quarter of that.
+
+    [dim]Examples[/]
 
         sparvar bench methods --plan mixture=plan.json --json benchmarks/results/methods-cpu.json
+
+        sparvar bench methods --shape infinity-2b --json benchmarks/results/methods-infinity-2b-cpu.json
     """
     if json is not None:
         files.prepare_file(json)
-    require_metrics()
     plans = {}
     for text in plan or ():
         name, equals, file = text.partition("=")
         if not (name and equals and file):
             raise typer.BadParameter(f"--plan must be NAME=PLAN, got {text!r}")
         plans[name] = file
-    settings = bench_methods.MethodSettings(
-        seeds, first_seed, cfg, choose_inner(inner), plans, tuple(only or ()), skipping, weights
-    )
-    result = _framed("methods", **bench_methods.run(settings, _say))
+    _refuse_mixed(shape, {"--plan": plan, "--weights": weights}, {"--blocks": blocks, "--size": size})
+    if seeds is None:
+        seeds = IMAGES if shape is None else bench_shape.SEEDS
+    settings = bench_methods.MethodSettings(seeds, first_seed, cfg, choose_inner(inner), tuple(only or ()), skipping)
+    subject: bench_methods.Bench
+    if shape is None:
+        require_metrics()
+        subject = bench_methods.ImageBench(settings, plans, weights)
+    else:
+        subject = bench_shape.ShapeBench(shape, blocks, bench_shape.schedule(size), settings)
+    result = _framed("methods", **bench_methods.run(settings, subject, _say))
     _finish(result, methods_table(result), json)
+
+
+def _refuse_mixed(shape: str | None, images: dict[str, Any], shapes: dict[str, Any]) -> None:
+    """Raises `OptionError` where options of the shipped model meet those of shapes."""
+    for name, value in (shapes if shape is None else images).items():
+        if value is None or value == []:
+            continue
+        if shape is None:
+            raise OptionError(message(name, "come with --shape", "it alone", "add e.g. --shape infinity-2b"))
+        remedy = f"leave out {name}, or --shape"
+        raise OptionError(message(name, "be for the shipped model", f"it with --shape {shape}", remedy))

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from sparvar.tools.kept_columns import AttentionRecorder, KeptColumns, drawn_lay
 from sparvar.tools.machine import process_age
 from sparvar.tools.measure import Generation, Spread, compare, ratio, timed_generation
 from sparvar.tools.memory import peak_memory
-from sparvar.zoo import LandscapeVAR
+from sparvar.zoo import LandscapeVAR, ShapedVAR
 
 Baseline = Literal["eager", "inductor"]
+Blocks = TypeVar("Blocks", LandscapeVAR, ShapedVAR)
 
 
 @dataclass(frozen=True)
@@ -213,11 +214,15 @@ def _name(variant: str) -> str:
 
 def inductor_dense(model: LandscapeVAR) -> LandscapeVAR:
     """A dense copy of an unattached model whose blocks are compiled by Inductor, one graph per scale."""
-    dense = copy.deepcopy(model)
+    return compile_blocks(copy.deepcopy(model))
+
+
+def compile_blocks(model: Blocks) -> Blocks:
+    """The model itself, its blocks compiled by Inductor, one graph per scale."""
     config = torch._dynamo.config
     # Its default limit of 8 graphs would run most scales eagerly without a word.
     config.recompile_limit = max(config.recompile_limit, 256)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4096)
-    for block in dense.blocks:
+    for block in model.blocks:
         block.compile(dynamic=False)
-    return dense
+    return model

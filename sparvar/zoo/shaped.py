@@ -6,7 +6,8 @@ weights is nearly uniform, which says nothing about fidelity; times, memory and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ class Shape:
 SHAPES = {
     "infinity-2b": Shape(2048, 32, 16, 64),
     "infinity-8b": Shape(3584, 40, 28, 64),
+    "infinity-125m": Shape(768, 12, 8, 64),
     "tiny": Shape(128, 3, 2, 8),
 }
 """Infinity's sizes as its repository states them; ``tiny`` is for tests."""
@@ -131,8 +133,20 @@ class ShapedVAR(nn.Module):
     def generate(self, rows: int = 1, seed: int = 0, guided: bool = True) -> Tensor:
         """Run all scales on random tokens; returns those of the last scale [rows or 2 rows, N, C].
 
-        ``guided`` doubles the rows, as classifier-free guidance does.
+        ``guided`` doubles the rows, as classifier-free guidance does: the same tokens with another condition and text.
         """
+        return self.through(len(self.schedule), rows, seed, guided)
+
+    @torch.inference_mode()
+    def through(
+        self,
+        last: int,
+        rows: int = 1,
+        seed: int = 0,
+        guided: bool = True,
+        on_scale: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """What `generate` runs, ended after scale ``last`` (from 1); ``on_scale`` gets every scale and its output."""
         weight = next(self.parameters())
         device, dtype = weight.device, weight.dtype
         generator = torch.Generator(device).manual_seed(seed)
@@ -143,26 +157,37 @@ class ShapedVAR(nn.Module):
         b, width = rows * (2 if guided else 1), self.shape.width
         condition, text = noise(b, 6, width) * 0.1, noise(b, max(1, self.shape.text), width)
         x = text[:, :0]
-        for block in self.blocks:
-            block.sa.cached_k = block.sa.cached_v = None  # type: ignore[union-attr]
-        for scale, (h, w) in enumerate(self.schedule):
+        self.clear()
+        for scale, (h, w) in enumerate(self.schedule[:last]):
             rope = self._ropes[scale] = self._ropes[scale].to(device, dtype)
-            x = noise(b, h * w, width)
+            x = noise(rows, h * w, width)
+            x = torch.cat((x, x)) if guided else x
             for block in self.blocks:
                 x = block(x, condition, rope, text)
-        for block in self.blocks:
-            block.sa.cached_k = block.sa.cached_v = None  # type: ignore[union-attr]
+            if on_scale is not None:
+                on_scale(scale + 1, x)
+        self.clear()
         return x
 
+    def clear(self) -> None:
+        """Forget keys and values."""
+        for block in self.blocks:
+            block.sa.cached_k = block.sa.cached_v = None  # type: ignore[union-attr]
 
-def shaped(name: str, schedule: tuple[tuple[int, int], ...] = SCHEDULE_1M, seed: int = 0) -> ShapedVAR:
-    """A random-weight model of a named shape.
+
+def shaped(
+    name: str, schedule: tuple[tuple[int, int], ...] = SCHEDULE_1M, seed: int = 0, depth: int | None = None
+) -> ShapedVAR:
+    """A random-weight model of a named shape, of ``depth`` blocks where that is given.
 
     Raises:
-        ValueError: the name is not one of ``SHAPES``.
+        ValueError: the name is not one of ``SHAPES``, or ``depth`` is below 1.
     """
     if name not in SHAPES:
         raise ValueError(f"shape: must be one of {', '.join(SHAPES)}, got {name!r}")
+    shape = SHAPES[name] if depth is None else replace(SHAPES[name], depth=depth)
+    if shape.depth < 1:
+        raise ValueError(f"depth: must be at least 1, got {depth}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ShapedVAR(SHAPES[name], schedule).eval()
+        return ShapedVAR(shape, schedule).eval()

@@ -43,7 +43,7 @@ def slow(model: ShapedVAR, spans: list[tuple[int, int]], seed: int) -> Tensor:
         block.sa.cached_k = block.sa.cached_v = None  # type: ignore[union-attr]
     saved: dict[int, Tensor] = {}
     for scale, grid in enumerate(SCHEDULE, start=1):
-        rope, x = model._ropes[scale - 1], noise(2, grid[0] * grid[1], width)
+        rope, x = model._ropes[scale - 1], noise(1, grid[0] * grid[1], width).repeat(2, 1, 1)
         layer = 0
         while layer < model.shape.depth:
             last = dict(spans).get(layer, layer)

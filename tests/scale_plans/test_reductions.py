@@ -170,7 +170,7 @@ def test_sparsevar_of_models_with_residuals_and_without() -> None:
     assert [(span.first, span.last, dict(span.keep)) for span in previous.spans] == [(0, 5, {12: 0.5, 13: 0.5})]
     short = dense_plan(SCHEDULE[:2], ["a"], heads=4, head_dim=64)
     for residual in (True, False):
-        with pytest.raises(PlanError, match="schedule: must have at least three scales, got 2"):
+        with pytest.raises(PlanError, match="schedule: must have at least three scales that are drawn, got 2"):
             sparsevar(short, residual=residual)
         with pytest.raises(PlanError, match=r"span 0.keep.12: must be above 0 and at most 1, got 1.5"):
             sparsevar(dense(), keep=1.5, residual=residual)
@@ -201,6 +201,33 @@ def test_toprovar_takes_the_counts_of_the_thresholds() -> None:
         toprovar(dense(2))
     with pytest.raises(PlanError, match="must prune at least one"):
         toprovar(dense(2), thresholds.model_copy(update={"scores": (0.0, 0.0)}))
+
+
+def test_rules_look_at_the_scales_that_are_drawn() -> None:
+    """In a plan that skips scales, "the last scale" of every rule is the last that is drawn."""
+    short = dense(2).replace(skip={"last": 2})
+    thresholds = Thresholds(
+        tau=0.4, beta=1.0, alpha_min=0.5, alpha_max=0.9, start=10, representative=6, scores=(0.0, 1.0), min_keep=0.1
+    )
+    plan = toprovar(short, thresholds)
+    span = plan.span(11, 1)
+    assert span is not None and set(span.keep) == {10, 11}
+    assert plan.kept_tokens(11, span) == 1600 - round(1600 * 0.9), "scale / S_max is 1 at the last that is drawn"
+    with pytest.raises(PlanError, match="a start scale that is not drawn"):
+        toprovar(short, thresholds.model_copy(update={"start": 12}))
+    assert conditional(short, 2).conditional(10) and not conditional(short, 2).conditional(9)
+    change = sparsevar(short).pruning
+    assert change is not None and (change.source, set(change.spans[0].keep)) == (9, {10, 11})
+    pivot = fastvar(short).pruning
+    assert pivot is not None and (pivot.source, pivot.spans[0].keep) == (9, {10: 0.5, 11: 0.25})
+    sites = ["a", "b", "c", "d"]
+    sparse = default_plan(SCHEDULE, sites, heads=4, head_dim=64, skipped=2)
+    assert (sparse.drawn, sparse.decision_scale, set(sparse.csla)) == (11, 9, {10, 11})
+    few = default_plan(SCHEDULE[:7], sites, heads=4, head_dim=64, skipped=2)
+    assert (few.decision_scale, few.sink_scales) == (3, 2), "sinks end before the decision scale here, too"
+    for skipped in (-1, 13):
+        with pytest.raises(PlanError, match=r"skip\.last: must be between 1 and 12"):
+            default_plan(SCHEDULE, sites, heads=4, head_dim=64, skipped=skipped)
 
 
 def test_carried_to_another_schedule() -> None:

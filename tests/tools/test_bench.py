@@ -26,26 +26,6 @@ def test_generate_quick(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
     assert "sparse" in done.stdout
 
 
-def test_methods(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
-    only = [part for name in ("FastVAR", "ToMe", "skip last 1", "HACK, KV / 8", "mine") for part in ("--only", name)]
-    given = ["--weights", tiny.weights, "--plan", f"mine={tiny.path}", "--inner", "eager", "--seeds", "1", *only]
-    done = invoke("bench", "methods", "--json", tmp_path / "out.json", *given)
-    assert done.exit_code == 0, done.stderr
-    rows = {row["method"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
-    assert list(rows) == ["dense", "FastVAR", "ToMe", "skip last 1", "HACK, KV / 8", "mine"]
-    assert rows["dense"]["block_flops_kept"] == 1.0
-    assert rows["skip last 1"]["block_flops_kept"] < rows["FastVAR"]["block_flops_kept"] < 1
-    assert rows["skip last 1"]["skips"] and not rows["FastVAR"]["skips"]
-    assert all(0 < row["ssim_mean"] <= 1 for name, row in rows.items() if name != "dense")
-    assert 0 < rows["HACK, KV / 8"]["bytes"] < rows["dense"]["bytes"]
-    assert "block FLOPs" in done.stdout
-
-
-@pytest.mark.parametrize("text", ["mine", "=x.json", "mine="])
-def test_methods_refuses_plans_without_a_name(invoke: Any, text: str) -> None:
-    assert invoke("bench", "methods", "--plan", text).exit_code == 2
-
-
 def test_a_result_file_that_cannot_be_written_is_told_first(invoke: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = invoke("bench", "ops", "--json", tmp_path / "file" / "ops.json")

@@ -16,6 +16,7 @@ COMMANDS = (
     ["doctor"],
     ["bench", "ops"],
     ["bench", "generate"],
+    ["bench", "methods"],
 )
 
 

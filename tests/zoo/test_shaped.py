@@ -49,6 +49,20 @@ def test_cross_attention_is_left_alone_and_the_rest_is_sparse() -> None:
     assert (actual - expected).square().mean() < 0.05 * expected.square().mean()
 
 
+def test_a_generation_ends_early_and_guided_rows_hold_the_same_tokens() -> None:
+    model, outputs = shaped("tiny", SCHEDULE, depth=1), {}
+    whole = model.through(6, seed=3, on_scale=lambda scale, output: outputs.update({scale: output}))
+    assert list(outputs) == [1, 2, 3, 4, 5, 6] and torch.equal(whole, outputs[6])
+    assert torch.equal(model.through(4, seed=3), outputs[4])
+    assert model.blocks[0].sa.cached_k is None  # type: ignore[union-attr]
+    seen: list[torch.Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    given, free = model.through(1, seed=3).chunk(2)
+    assert torch.equal(*seen[0].chunk(2)) and not torch.equal(given, free)
+
+
 def test_unknown_shape() -> None:
+    with pytest.raises(ValueError, match="depth: must be at least 1, got 0"):
+        shaped("tiny", depth=0)
     with pytest.raises(ValueError, match=r"shape: must be one of infinity-2b, .* got 'infinity'"):
         shaped("infinity")
