@@ -92,8 +92,8 @@ def choose_compression(
     try:
         plans = {method: base.replace(kv=make(method, "same")) for method in METHODS}
     except PlanError as error:
-        least, most = 1 / base.keys(base.scales), base.keys(base.scales - 1) / base.keys(base.scales)
-        must = f"be from {least:.2g} to below {most:.2g}, what the cache holds before the last scale"
+        least, most = max(1, base.sinks) / base.keys(base.scales), base.keys(base.scales - 1) / base.keys(base.scales)
+        must = f"be from {least:.2g}, the sinks, to below {most:.2g}, what the cache holds before the last scale"
         raise OptionError(message("--max-kv", must, share, str(error))) from error
     tried: dict[str, Measured] = {}
 

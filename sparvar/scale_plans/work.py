@@ -10,7 +10,7 @@ from sparvar.scale_plans.geometry import COLUMN_SUM_COST, kept_share
 
 @dataclass(frozen=True)
 class ScaleWork:
-    """FLOPs of one scale over all layers, after each pass; every figure is at most the one before.
+    """FLOPs of one scale over all layers, after each pass, in order; each pass leaves out, but a deciding scale adds.
 
     Attributes:
         scale: number of the scale.

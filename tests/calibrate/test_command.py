@@ -123,10 +123,14 @@ def test_a_cache_of_a_stated_size(folder: Path) -> None:
 
 
 def test_a_cache_that_is_too_small_for_the_quality_names_the_nearest(folder: Path) -> None:
-    done = run(folder, "--min-psnr", "99", "--max-kv", "0.1", "--resume")
+    done = run(folder, "--min-psnr", "99", "--max-kv", "0.15", "--resume")
     assert done.exit_code == 1
     text = " ".join(done.stderr.split())
-    assert "plan: must hold at most 10 % of the KV cache at 99 dB, got" in text and "allow a larger cache" in text
+    assert "allow a larger cache" in text
+    assert "plan: must hold at most 15 % of the KV cache at 99 dB, got" in text
+    done = run(folder, "--min-psnr", "8", "--max-kv", "0.05", "--resume")
+    assert done.exit_code == 1
+    assert "--max-kv: must be from 0.11, the sinks, to below" in " ".join(done.stderr.split())
 
 
 def test_a_choice_per_image(folder: Path) -> None:

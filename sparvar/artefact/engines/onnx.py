@@ -38,7 +38,6 @@ class OnnxEngine:
                 )
             )
         self.provider = provider
-        _share_arena(onnxruntime)
         self._weights: dict[str, Any] = {}
 
     def tensors(self, file: TensorFile, names: Sequence[str]) -> dict[str, Any]:
@@ -63,7 +62,10 @@ class OnnxEngine:
         options.intra_op_num_threads = self.threads
         # Weights stay as they lie in the file that all sessions map; packed ones would be copies, a set per session.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_session_config_entry("session.use_env_allocators", "1")
+        # An arena keeps the most that any program needed, and planned blocks one more per program: together three times
+        # what is in use.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
         for name, value in self._weights.items():
             options.add_initializer(name, value)
         try:
@@ -108,18 +110,6 @@ class OnnxEngine:
             raise ArtefactError(
                 message("onnxruntime", f"be {wanted} or newer", self.ort.__version__, "pip install -U onnxruntime")
             )
-
-
-_arena: list[bool] = []
-
-
-def _share_arena(onnxruntime: Any) -> None:
-    """Let all sessions of this process take memory from one place: by default each keeps the most it ever needed."""
-    if not _arena:
-        kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
-        info = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use)
-        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(0, 1, -1, -1))
-        _arena.append(True)
 
 
 def _version(text: str) -> tuple[int, ...]:
