@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # Where test files are shared by processes, each has its part of the cores, and so have the commands that it runs.
 if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -11,10 +12,27 @@ if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # No test is timed; on CI the examples are the same in every run, at a desk new ones are tried.
 settings.register_profile("sparvar", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("sparvar")
+
+
+TOGETHER = {"tests/export/test_artefact_refused.py": "tests/export/test_artefact.py"}
+"""Files that share what takes minutes to make: a second process would wait for it with nothing to do."""
+
+
+class Files(LoadFileScheduling):
+    """Files are shared by processes, and those that belong together go to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return TOGETHER.get(file, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files | None:
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
