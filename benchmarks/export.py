@@ -260,7 +260,9 @@ def onnx(folder: Folder, images: int = 4, seed: int = 700, out: Path = OUT) -> N
             wanted = model.generate([label], seed=seed + number)
             rows.append({**took, "gain": took["onnx-dense"] / took["onnx"], "db": psnr(drawn["onnx"], wanted)})
     found = {name: spread([row[name] for row in rows]) for name in ("onnx", "onnx-dense", "gain", "db")}
-    add(out, "onnx", {"images": images, **found, "verify_db": verify(folder / "onnx").psnr_db})
+    checked = verify(folder / "onnx")
+    memory = {"workspace": checked.workspace, "stated_workspace": checked.stated_workspace}
+    add(out, "onnx", {"images": images, **found, "verify_db": checked.psnr_db, **memory})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparvar import env
@@ -13,6 +17,9 @@ if TYPE_CHECKING:
 
 MARK = "program:"
 Programs = Mapping[str, Callable[[list[Any]], Any]]
+PROCESS = Path("/proc/self")
+PEAK = "5"
+"""What Linux takes, written to clear_refs, as the order to begin the peak of the resident set anew."""
 
 
 def workspace(artefact: Artefact, request: Request, threads: int | None = None) -> tuple[int, dict[str, int]]:
@@ -49,6 +56,52 @@ def workspace(artefact: Artefact, request: Request, threads: int | None = None) 
     finally:
         artefact.programs = programs
         torch.set_num_threads(before)
+
+
+def resident(artefact: Artefact, request: Request) -> tuple[int, dict[str, int]]:
+    """Peak bytes by which the resident set grows during a run: of all of it, and while each program runs.
+
+    For runtimes that do not tell what they allocate. Nothing on systems other than Linux, whose kernel counts it.
+
+    Args:
+        artefact: no other thread may use it meanwhile, or allocate.
+        request: what to run.
+    """
+    if not (PROCESS / "clear_refs").exists():
+        return 0, {}
+    programs = artefact.programs
+    each: dict[str, int] = {}
+
+    def wrap(name: str, run: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+        def call(values: list[Any]) -> Any:
+            (PROCESS / "clear_refs").write_text(PEAK)
+            found = run(values)
+            each[name] = max(each.get(name, 0), _resident("VmHWM") - start)
+            return found
+
+        return call
+
+    try:
+        with artefact.session() as session:
+            session.run(request, _unheard)
+            _trim()
+            start = _resident("VmRSS")
+            artefact.programs = {name: wrap(name, run) for name, run in programs.items()}
+            session.run(request, _unheard)
+    finally:
+        artefact.programs = programs
+    return max(each.values(), default=0), each
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, so that using it again counts."""
+    with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", (PROCESS / "status").read_text())
+    return int(found.group(1)) * 1024 if found else 0
 
 
 def _unheard(program: str, seconds: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparvar.calibrate.fit_skip import Option, fit_logistic, psnr, ssim
 from sparvar.calibrate.runner import Runner
+from sparvar.errors import OptionError, message
 from sparvar.runtime.choices import features
 from sparvar.scale_plans import FEATURES, Adapt, Plan, decide
 
@@ -61,6 +62,7 @@ def fit_per_image(
 
     Raises:
         CaptureError: the model's images cannot be decoded before its last scale.
+        OptionError: a generation makes several images.
     """
     most = most_skipped(plan)
     if not most:
@@ -106,6 +108,8 @@ def _sample(runner: Runner, plan: Plan, number: int, at: int, most: int, with_ss
     def measure() -> dict[str, Any]:
         scales = {at - 1, *range(at, last)}
         seen = runner.watched(plan, "check", number, scales)
+        if len(seen[at]) != 1:
+            raise OptionError(message("draw", "make one image where each is to be chosen for", f"{len(seen[at])}"))
         whole = reference.reshape(seen[at].shape)
         drawn: Sequence[Any] = [seen[last - count] for count in range(1, most + 1)]
         return {

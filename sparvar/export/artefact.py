@@ -36,7 +36,7 @@ from sparvar.artefact.manifest import (
     PlanFacts,
     TensorSpec,
 )
-from sparvar.artefact.memory import workspace
+from sparvar.artefact.memory import resident, workspace
 from sparvar.artefact.trust import remember
 from sparvar.backend import resolve_plan
 from sparvar.errors import OptionError, OutputError, message
@@ -200,14 +200,16 @@ def _measured(folder: Path, manifest: Manifest, inputs: Mapping[str, Tensor]) ->
     sizes = {name: (folder / f"{name}.safetensors").stat().st_size for name in ("weights", "constants")}
     memory = {**sizes, "buffers": sum(_bytes(each.spec) for each in manifest.buffers)}
     formats = dict(manifest.formats)
-    if "aoti" in formats:
-        artefact = Artefact(folder, manifest, "aoti")
-        memory["workspace"], each = workspace(artefact, Request(dict(inputs), GOLDEN_SEED, manifest.images))
+    for name, measure in (("aoti", workspace), ("onnx", resident)):
+        if name not in formats:
+            continue
+        most, each = measure(Artefact(folder, manifest, name), Request(dict(inputs), GOLDEN_SEED, manifest.images))
+        memory.setdefault("workspace", most)
         programs = {
-            name: dataclasses.replace(program, workspace=each.get(name, 0))
-            for name, program in formats["aoti"].programs.items()
+            program: dataclasses.replace(known, workspace=each.get(program, 0))
+            for program, known in formats[name].programs.items()
         }
-        formats["aoti"] = dataclasses.replace(formats["aoti"], programs=programs)
+        formats[name] = dataclasses.replace(formats[name], programs=programs)
     return dataclasses.replace(manifest, formats=formats, memory=memory)
 
 

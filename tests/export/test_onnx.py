@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -142,7 +143,13 @@ def test_the_command_draws_them_too(exported: Path, wanted: np.ndarray[Any, Any]
 
 
 def test_it_verifies_and_states_what_it_needs(exported: Path) -> None:
-    assert verify(exported, format="onnx").ok
+    report = verify(exported, format="onnx")
+    assert report.ok and report.workspace > 0
+    assert report.stated_workspace == max(
+        each.workspace for each in read_manifest(exported)[0].formats["onnx"].programs.values()
+    )
+    more = dataclasses.replace(report, workspace=2 * report.stated_workspace + (64 << 20))
+    assert "a generation: must need at most" in more.problems[0]
     spec = read_manifest(exported)[0].formats["onnx"]
     assert spec.requires == {"onnxruntime": onnx_format.RUNTIME} and not spec.native_files()
     programs = json.loads((exported / "manifest.json").read_text())["formats"]["onnx"]["programs"]
