@@ -10,26 +10,14 @@ from sparvar.calibrate.budget import Budget
 from sparvar.calibrate.loop import Held, Trial
 from sparvar.calibrate.runner import Runner
 from sparvar.kernels import Gpu
-from sparvar.scale_plans import Plan, Provenance, Thresholds, default_plan, find_plan
+from sparvar.scale_plans import Plan, Provenance, Thresholds, default_for, find_plan
 from sparvar.version import __version__
 
 
 def comparison_plans(base: Plan) -> dict[str, Plan]:
     """The paper's fixed setting (SparVAR), and the shipped plan of the model where there is one."""
-    model = base.model
-    plans = {
-        "paper": default_plan(
-            base.schedule,
-            model.sites,
-            heads=model.heads,
-            head_dim=model.head_dim,
-            dtype=model.dtype,
-            fingerprint=model.fingerprint,
-            prefix=base.prefix,
-            tile=base.tile,
-        )
-    }
-    shipped = find_plan(model.fingerprint)
+    plans = {"paper": default_for(base)}
+    shipped = find_plan(base.model.fingerprint)
     if shipped is not None:
         plans["shipped"] = shipped
     return plans

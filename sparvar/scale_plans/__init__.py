@@ -1,7 +1,7 @@
 """Plans: what runs at every scale and layer, as pure data."""
 
 from sparvar.scale_plans.adapt import FEATURES, Adapt, Logistic, decide, graph_bound
-from sparvar.scale_plans.build import default_plan, dense_plan
+from sparvar.scale_plans.build import default_for, default_plan, dense_plan
 from sparvar.scale_plans.compare import PlanDiff, diff
 from sparvar.scale_plans.data import (
     INDEX_MAPS,
@@ -59,6 +59,7 @@ __all__ = [
     "carried",
     "conditional",
     "decide",
+    "default_for",
     "default_plan",
     "dense_plan",
     "diff",

@@ -109,6 +109,22 @@ def default_plan(
     )
 
 
+def default_for(base: Plan) -> Plan:
+    """`default_plan` of the model, schedule and skipped scales of another plan."""
+    model = base.model
+    return default_plan(
+        base.schedule,
+        model.sites,
+        heads=model.heads,
+        head_dim=model.head_dim,
+        dtype=model.dtype,
+        fingerprint=model.fingerprint,
+        prefix=base.prefix,
+        tile=base.tile,
+        skipped=base.scales - base.drawn,
+    )
+
+
 def _sink_scales(scales: int) -> int:
     # Sinks reach no further than the scale before the decision scale.
     return min(SINK_SCALES, max(0, scales - SPARSE_SCALES - 1))

@@ -9,7 +9,7 @@ from sparvar.scale_plans import (
     Plan,
     Thresholds,
     conditional,
-    default_plan,
+    default_for,
     fastvar,
     hack,
     kept_tokens,
@@ -67,17 +67,7 @@ def _skipping(method: Method) -> Method:
 
 def _alone(base: Plan) -> list[Method]:
     """Every method, at the last scales that ``base`` draws."""
-    model = base.model
-    sparse = default_plan(
-        base.schedule,
-        model.sites,
-        heads=model.heads,
-        head_dim=model.head_dim,
-        fingerprint=model.fingerprint,
-        prefix=base.prefix,
-        tile=base.tile,
-        skipped=base.scales - base.drawn,
-    )
+    sparse = default_for(base)
     last = base.drawn
     local = sparse.replace(
         layers=["csla"] * len(base.layers),
