@@ -12,6 +12,7 @@ from sparvar.tools.calibrate_figure import (
     CLASSES,
     INK,
     KINDS,
+    LINE,
     LOSS,
     ON_KIND,
     SOFT,
@@ -64,9 +65,15 @@ def entropy_maps(plan: Plan, report: Report) -> Section:
     return Section(title, text, f"Entropy maps of layers {numbers(shown)}.", draw, 0.25 + 1.65 * down)
 
 
+SKIPPED = "not drawn"
+"""What the map says of scales that the plan skips."""
+
+
 def _cell(plan: Plan, scale: int, layer: int) -> tuple[str, str]:
     """(key of the colour, text) of a site."""
     kind = plan.attention_kind(scale, layer)
+    if scale > plan.drawn:
+        return SKIPPED, "\N{EN DASH}"
     if kind != "sparse":
         return kind, ""
     if plan.layers[layer] == "cs4a":
@@ -96,26 +103,27 @@ def assignment(plan: Plan, report: Report) -> Section:
 
         wide = [len(scales), 1.15 * max(3, len(shown))] if errors else [1]
         panels = figure.subplots(1, len(wide), width_ratios=wide, squeeze=False)[0]
-        names = list(KINDS)
+        colours = {**KINDS, SKIPPED: "white"}
+        names = list(colours)
         cells = [[_cell(plan, scale, layer) for scale in scales] for layer in range(layers)]
         axes = panels[0]
         axes.imshow(
             [[names.index(kind) for kind, _ in row] for row in cells],
             aspect="auto",
-            cmap=ListedColormap(list(KINDS.values())),
+            cmap=ListedColormap(list(colours.values())),
             vmin=-0.5,
             vmax=len(names) - 0.5,
         )
         for layer, row in enumerate(cells):
             for at, (kind, text) in enumerate(row):
-                axes.text(at, layer, text, ha="center", va="center", color=ON_KIND[kind])
+                axes.text(at, layer, text, ha="center", va="center", color=ON_KIND.get(kind, SOFT))
         axes.set_title("Assignment")
         _frame(axes, scales, layers)
         used = {kind for row in cells for kind, _ in row}
         figure.legend(
-            handles=[Patch(color=KINDS[name], label=name) for name in names if name in used],
+            handles=[Patch(facecolor=colours[name], edgecolor=LINE, label=name) for name in names if name in used],
             loc="outside lower center",
-            ncols=4,
+            ncols=len(names),
         )
         if errors:
             _losses(panels[1], errors, shown, layers)

@@ -208,7 +208,8 @@ def _story(plan: sparvar.Plan, report: dict[str, Any]) -> list[str]:
         story.append(f"After {where} the image decides whether it does without up to {most}.")
     if plan.kv is not None:
         held = 100 * sparvar.scale_plans.held_share(plan)
-        story.append(f"Between scales the KV cache holds {held:.3g} % of what it would ({plan.kv.method}).")
+        store = "" if plan.kv.store == "same" else f", in {plan.kv.store}"
+        story.append(f"Between scales the KV cache holds {held:.3g} % of what it would ({plan.kv.method}{store}).")
     if "dense" in plan.layers:
         story.append(f"{_layers(plan, 'dense')}: dense at every scale.")
     if mapped:

@@ -48,7 +48,7 @@ def left_out(plan: Plan, report: Report) -> Section | None:
             shares, quality, _ = zip(*points, strict=True)
             axes.scatter(shares, quality, color=colour, marker=marker, s=38, zorder=3, label=label)
         for left, high, name in _apart([point for points in groups.values() for point in points]):
-            axes.annotate(name, (left, high), (5, 4), textcoords="offset points", zorder=4, **SMALL)
+            axes.annotate(name, (left, high), (5, 4), textcoords="offset points", zorder=2.5, **SMALL)
         if chosen is not None:
             axes.axhline(chosen, color=ALARM, linestyle="--", linewidth=1.2, label="budget")
         axes.margins(x=0.12, y=0.12)
@@ -102,10 +102,13 @@ def compression(plan: Plan, report: Report) -> Section | None:
         axes = figure.add_subplot()
         names = [name for name, _ in tried]
         values = [each["psnr_db"] for _, each in tried]
-        axes.barh(names, values, color=[KINDS["cs4a"] if name == best else KINDS["dense"] for name in names])
+        # Points, not bars: the axis does not begin at nothing.
+        axes.scatter(values, names, color=[KINDS["cs4a"] if name == best else SOFT for name in names], s=60, zorder=3)
+        axes.grid(axis="x")
+        axes.margins(y=0.2)
         for row, (_, each) in enumerate(tried):
             text = f"{each['psnr_db']:.1f} dB, {100 * each['held_share']:.1f} % held"
-            axes.text(each["psnr_db"], row, f" {text}", va="center", color=INK)
+            axes.text(each["psnr_db"], row, f"   {text}", va="center", color=INK)
         if budget is not None:
             axes.axvline(budget, color=ALARM, linestyle="--", linewidth=1.2)
         low = min([*values, *([budget] if budget is not None else [])]) - 2
@@ -114,9 +117,9 @@ def compression(plan: Plan, report: Report) -> Section | None:
     asked = 100 * report["budget"]["max_kv"]
     return Section(
         "What the KV cache holds",
-        f"At most {asked:.3g} % of whole caches were to be held between scales. Each bar is a method at that size, with"
-        f" dense attention over what it leaves; the plan goes on with {best}, and with windows and dropped guidance"
-        " where they save more.",
+        f"At most {asked:.3g} % of whole caches were to be held between scales. Each point is a method at that size,"
+        f" with dense attention over what it leaves; the plan goes on with {best}, and with windows and dropped"
+        " guidance where they save more.",
         f"PSNR of {plural(len(tried), 'method')} that compress the cache.",
         draw,
         1.0 + 0.45 * len(tried),
