@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from sparvar import heap
 from sparvar.artefact.executor import Chain, Timer
 from sparvar.artefact.files import check_files, unpack
 from sparvar.artefact.golden import golden_run
@@ -255,6 +256,7 @@ def load(
     sessions: int = 1,
     graphs: bool | None = None,
     trust: bool = False,
+    low_memory: bool = False,
 ) -> Artefact:
     """Load an artefact: a folder, or the single file of one.
 
@@ -268,15 +270,24 @@ def load(
         sessions: generations that may run at once; each has buffers of its own for keys and values.
         graphs: replay each scale as a CUDA graph; where there is a GPU if None.
         trust: run native code of artefacts from elsewhere.
+        low_memory: give what a run frees back to the system at once, in this process from now on, so that its resident
+            set stays at what the manifest states. Else the C library keeps some, with holes, to use again: a third
+            more at the peak, and about 2 % faster. On CPUs, with glibc.
 
     Raises:
         ArtefactError: it is damaged, unsafe, not trusted, or made for another machine.
+        OptionError: ``sessions`` is below 1, or ``low_memory`` is asked where it cannot be had.
     """
     started = time.perf_counter()
     if sessions < 1:
         raise OptionError(message("sessions", "be at least 1", sessions))
     manifest, folder, digest = opened(path)
     name = choose_format(manifest, format)
+    if low_memory:
+        place = device or manifest.formats[name].device
+        if place.partition(":")[0] != "cpu":
+            raise OptionError(message("low memory", "be asked on a CPU", place, "leave it out"))
+        heap.return_freed()
     check_files(folder, manifest)
     require_trust(manifest, digest, name, trust)
     artefact = Artefact(folder, manifest, name, device, sessions, graphs)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparvar import env
+from sparvar import env, heap
 from sparvar.artefact.inputs import Request
 
 if TYPE_CHECKING:
@@ -34,12 +34,9 @@ def workspace(artefact: Artefact, request: Request, threads: int | None = None) 
     """
     import torch
 
-    before, programs = torch.get_num_threads(), artefact.programs
-    device = artefact.engine.device
-    if threads is not None:
-        torch.set_num_threads(threads)
+    programs, device = artefact.programs, artefact.engine.device
     try:
-        with artefact.session() as session:
+        with _threads(threads), artefact.session() as session:
 
             def run() -> None:
                 session.run(request, _unheard)
@@ -55,18 +52,24 @@ def workspace(artefact: Artefact, request: Request, threads: int | None = None) 
             return _peaks(run)
     finally:
         artefact.programs = programs
-        torch.set_num_threads(before)
 
 
-def resident(artefact: Artefact, request: Request) -> tuple[int, dict[str, int]]:
+def resident(
+    artefact: Artefact, request: Request, threads: int | None = None, returned: bool = False
+) -> tuple[int, dict[str, int]]:
     """Peak bytes by which the resident set grows during a run: of all of it, and while each program runs.
 
-    For runtimes that do not tell what they allocate. Nothing on systems other than Linux, whose kernel counts it.
+    What a runtime allocates without telling is in it. Nothing on systems other than Linux, whose kernel counts it.
 
     Args:
         artefact: no other thread may use it meanwhile, or allocate.
         request: what to run.
+        threads: of torch while measuring, see `workspace`.
+        returned: freed blocks go back to the system meanwhile, so that holes of the heap do not count.
     """
+    if returned:
+        with heap.sparing(heap.SMALL), _threads(threads):
+            return resident(artefact, request)
     if not (PROCESS / "clear_refs").exists():
         return 0, {}
     programs = artefact.programs
@@ -91,6 +94,22 @@ def resident(artefact: Artefact, request: Request) -> tuple[int, dict[str, int]]
     finally:
         artefact.programs = programs
     return max(each.values(), default=0), each
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Within it torch has so many threads."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _trim() -> None:

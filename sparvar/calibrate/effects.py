@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from sparvar.calibrate.reductions import (
@@ -22,7 +23,9 @@ def measure_effects(
 ) -> Effects:
     """Image MSE of every reduction alone, with dense attention, in ``probes`` generations each.
 
-    Sources are compared at one share of tokens; the other shares are measured from the one that does best.
+    Sources are compared at one share of tokens, on one image; the other shares are measured from the one that does
+    best. Of the scales from which guidance may go every other one is measured: the damage of those between is the
+    geometric mean of their neighbours', which on the shipped model is 0.1 and 0.2 dB from measuring them.
 
     Args:
         runner: draws.
@@ -38,19 +41,28 @@ def measure_effects(
     dense = runner.measure(base, "probe", max(2, probes))
     damage: dict[Reduction, float] = {}
 
-    def measure(what: str, found: Sequence[Reduction]) -> None:
+    def measure(what: str, found: Sequence[Reduction], count: int = probes) -> None:
         for number, each in enumerate(found, start=1):
             say(f"leaving out {what}: {number} of {len(found)}")
             plan = base.replace(**each.fields(len(base.layers)))
-            damage[each] = runner.measure(plan, "probe", probes, inner="eager").damage
+            damage[each] = runner.measure(plan, "probe", count, inner="eager").damage
 
     if runner.guided():
-        measure("guidance", guided_candidates(base))
+        guided = guided_candidates(base)
+        measured = guided[::2] if len(guided) % 2 else [*guided[::2], guided[-1]]
+        measure("guidance", measured)
+        for at, each in enumerate(guided):
+            if each not in measured:
+                damage[each] = math.sqrt(damage[guided[at - 1]] * damage[guided[at + 1]])
     back = 1
     sources = source_candidates(base) if prune else []
-    measure("tokens, by source", sources)
+    measure("tokens, by source", sources, 1)
     if sources:
         best = min(sources, key=lambda each: damage[each])
+        whole = runner.measure(base.replace(**best.fields(len(base.layers))), "probe", probes, inner="eager").damage
+        one = damage[best]
+        # As all images would have it, of which the best source's are measured.
+        damage.update({each: damage[each] * whole / one for each in sources})
         assert best.pruned is not None
         back = base.scales - best.pruned.source
         measure("tokens", pruned_candidates(base, best.pruned.source))

@@ -35,14 +35,18 @@ SKIPPED = 2
 """Most of the last scales that may be skipped (FastVAR and SkipVAR skip two)."""
 SKIPPED_KEEPS = (0.5, 0.25, 0.1)
 """Shares of the tokens of the last drawn scale that are tried where scales are skipped."""
+MERGED = ((0.75, 0.26), (0.5, 0.26))
+"""There, too, shares that merging leaves of the last two drawn scales."""
 
 
 @dataclass(frozen=True, order=True)
 class Pruned:
-    """One span over all layers: its source scale and the shares kept, by scale."""
+    """One span over all layers: its source scale, the shares kept by scale, how tokens are scored and filled in."""
 
     source: int
     keep: tuple[tuple[int, float], ...]
+    score: str = "pivot"
+    fill: str = "delta"
 
 
 @dataclass(frozen=True, order=True)
@@ -69,8 +73,8 @@ class Reduction:
         if self.pruned is not None:
             span = {"first": 0, "last": layers - 1, "keep": dict(self.pruned.keep)}
             found["pruning"] = {
-                "score": "pivot",
-                "fill": "delta",
+                "score": self.pruned.score,
+                "fill": self.pruned.fill,
                 "source": self.pruned.source,
                 "spans": [span],
             }
@@ -121,12 +125,18 @@ def skipped_candidates(base: Plan) -> list[Reduction]:
 
 
 def skipped_pruned_candidates(base: Plan, skip: int, back: int) -> list[Reduction]:
-    """Where scales are skipped, the last that is drawn pruned from the one ``back`` scales before it."""
+    """Where scales are skipped, the last that is drawn pruned from the one ``back`` scales before it, or merged.
+
+    Merging (ToMe) keeps an average of what it takes together: it harms less than pruning where few tokens are left out.
+    """
     last = base.scales - skip
     source = max(last - back, 1)
     if source >= last:
         return []
-    return _possible(base, [Reduction(pruned=Pruned(source, ((last, keep),)), skip=skip) for keep in SKIPPED_KEEPS])
+    pruned = [Pruned(source, ((last, keep),)) for keep in SKIPPED_KEEPS]
+    if last > 3:
+        pruned += [Pruned(last - 2, ((last - 1, early), (last, keep)), "tome", "merge") for early, keep in MERGED]
+    return _possible(base, [Reduction(pruned=each, skip=skip) for each in pruned])
 
 
 def _possible(base: Plan, found: list[Reduction]) -> list[Reduction]:

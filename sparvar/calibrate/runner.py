@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
-from sparvar.calibrate.heap import sparing
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.observe import Observer, as_record, merged
 from sparvar.calibrate.predict import names_of, relative_errors
@@ -24,6 +23,7 @@ from sparvar.calibrate.pruning import PruningSums, representative_scale
 from sparvar.calibrate.space import Choice, Space
 from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, SessionError, SparvarError, message
+from sparvar.heap import sparing
 from sparvar.kernels import give_back
 from sparvar.scale_plans import Plan
 

@@ -14,6 +14,7 @@ import sparvar
 from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
 from sparvar.scale_plans import Plan, ScaleWork, dense_plan, find_plan, load_plan
+from sparvar.tools.bench_pair import SOURCE, ImagePair, Pair, pairs
 from sparvar.tools.common import load_landscape
 from sparvar.tools.demo import compile_blocks
 from sparvar.tools.measure import Generation, Spread, compare, ratio, timed_generation
@@ -36,6 +37,8 @@ class MethodSettings:
         inner: compiler of the graphs.
         only: names of methods; all where it is empty.
         skipping: also methods that skip scales.
+        refiner: what CoDe draws the rest with, folder of weights or name of a shape; no CoDe if None.
+        handover: the last scale before that; CoDe's share of the scales if None.
     """
 
     seeds: int
@@ -44,6 +47,8 @@ class MethodSettings:
     inner: str
     only: tuple[str, ...]
     skipping: bool
+    refiner: str | None = None
+    handover: int | None = None
 
 
 class Bench(ABC):
@@ -80,6 +85,10 @@ class Bench(ABC):
     def further(self) -> list[Method]:
         """Plans beside the published methods."""
         return []
+
+    def pairs(self, settings: MethodSettings) -> dict[str, Pair]:
+        """CoDe's rows, by name; none without a refiner."""
+        return {}
 
     def settings(self) -> dict[str, Any]:
         """What a result file says of the model."""
@@ -130,14 +139,24 @@ class ImageBench(Bench):
         )
         return kv_statistics(subject, [CLASSES[0]], seed=1)
 
+    def pairs(self, settings: MethodSettings) -> dict[str, Pair]:
+        if settings.refiner is None:
+            return {}
+        small = load_landscape(Path(settings.refiner))
+        plans = (self.base, base_of(small))
+        given = (settings.inner, settings.handover, settings.skipping)
+        return pairs(ImagePair, self.copy, lambda: copy.deepcopy(small), plans, *given)
+
     def further(self) -> list[Method]:
         shipped = find_plan(self.base.model.fingerprint)
         found = [] if shipped is None else [Method("sparvar (shipped plan)", "calibrated", shipped)]
         return found + [Method(name, "given", load_plan(path)) for name, path in self.plans.items()]
 
 
-def methods_of(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> list[Method]:
-    """The methods to run, in order; the shipped plan and the given ones last.
+def methods_of(
+    settings: MethodSettings, bench: Bench, say: Callable[[str], None], others: Sequence[str] = ()
+) -> list[Method]:
+    """The methods to run, in order; the shipped plan and the given ones last. ``others`` are rows that are no plans.
 
     Raises:
         OptionError: one that is asked for does not exist.
@@ -153,11 +172,11 @@ def methods_of(settings: MethodSettings, bench: Bench, say: Callable[[str], None
         without = ", ".join(method.name for method in found if method.plan.guidance is not None)
         say(f"without guidance there is none to leave out, so these do not run: {without}")
         found = [method for method in found if method.plan.guidance is None]
-    known = [method.name for method in found]
+    known = [*(method.name for method in found), *others]
     for name in wanted:
         if name not in known:
             must = f"be one of {'; '.join(dict.fromkeys([*known, *names]))}"
-            raise OptionError(message("--only", must, repr(name), "--skipping and guidance add some"))
+            raise OptionError(message("--only", must, repr(name), "--skipping, --refiner and guidance add some"))
     return [method for method in found if not wanted or method.name in wanted]
 
 
@@ -178,7 +197,8 @@ def base_of(model: Any) -> Plan:
 
 def run(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything; ``say`` gets a line before each step."""
-    methods = {method.name: method for method in methods_of(settings, bench, say)}
+    paired = bench.pairs(settings)
+    methods = {method.name: method for method in methods_of(settings, bench, say, tuple(paired))}
     plans: dict[str, Plan | None] = {DENSE: None, INDUCTOR: None}
     models: dict[str, Any] = {DENSE: bench.copy()}
     if settings.inner != "eager":
@@ -186,6 +206,9 @@ def run(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> d
     for name, method in methods.items():
         models[name] = sparvar.compile(bench.copy(), method.plan, inner=settings.inner)
         plans[name] = method.plan
+    paired = {name: pair for name, pair in paired.items() if not settings.only or name in settings.only}
+    models |= paired
+    plans |= {name: pair.plan for name, pair in paired.items()}
     for name, model in models.items():
         say(f"{name}: first generation, compiling")
         bench.generate(model, plans[name])
@@ -199,6 +222,8 @@ def run(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> d
         say(f"{name}: memory")
         work = sparvar.explain(model).work if name in methods else ()
         row = _row(name, timed, methods.get(name), work)
+        if name in paired:
+            row |= _of_pair(paired[name])
         if name != DENSE:
             row |= bench.quality(timed[name], timed[DENSE])
         rows.append(row | {"bytes": most_bytes(bench, model, plans[name])})
@@ -233,6 +258,16 @@ def _row(
     if method is not None:
         row |= {"plan": method.plan.digest, "skips": method.plan.skip is not None}
     return row
+
+
+def _of_pair(pair: Pair) -> dict[str, Any]:
+    kept = pair.kept
+    return {
+        "source": SOURCE.format(pair.handover, pair.plan.drawn),
+        "block_flops_kept": kept,
+        "promised_speedup": 1 / kept,
+        "skips": pair.plan.skip is not None,
+    }
 
 
 __all__ = ["Bench", "ImageBench", "MethodSettings", "base_of", "methods_of", "run"]

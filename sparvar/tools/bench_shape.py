@@ -21,6 +21,7 @@ from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
 from sparvar.scale_plans import Plan, Schedule, dense_plan, infinity_schedules
 from sparvar.tools.bench_methods import Bench, MethodSettings
+from sparvar.tools.bench_pair import Pair, ShapedPair, pairs
 from sparvar.tools.measure import Generation
 from sparvar.tools.methods import SKIPPED
 from sparvar.zoo import SHAPES, ShapedVAR, shaped
@@ -67,21 +68,29 @@ class ShapeBench(Bench):
     """
 
     def __init__(self, shape: str, blocks: int | None, schedule: Schedule, settings: MethodSettings) -> None:
-        if shape not in SHAPES:
-            raise OptionError(message("--shape", f"be one of {', '.join(SHAPES)}", repr(shape)))
+        _known("--shape", shape)
         most = SHAPES[shape].depth
         if blocks is not None and not 1 <= blocks <= most:
             remedy = f"leave it out for {min(BLOCKS, most)}"
             raise OptionError(message("--blocks", f"be between 1 and {most}, the blocks of {shape}", blocks, remedy))
         self.name, self.first_seed, self.cfg = shape, settings.first_seed, settings.cfg
         self.model = shaped(shape, schedule, depth=min(BLOCKS, most) if blocks is None else blocks)
-        sites = [f"blocks.{number}.sa" for number in range(self.model.shape.depth)]
-        mark = sparvar.fingerprint(self.model)
-        heads, head_dim = self.model.shape.heads, self.model.shape.head_dim
-        self.base = dense_plan(schedule, sites, heads=heads, head_dim=head_dim, fingerprint=mark, family=shape)
+        self.base = _dense(self.model, shape)
 
     def copy(self) -> ShapedVAR:
-        return copy.deepcopy(self.model, {id(parameter): parameter for parameter in self.model.parameters()})
+        return _twin(self.model)
+
+    def pairs(self, settings: MethodSettings) -> dict[str, Pair]:
+        """CoDe with a smaller shape, of whose blocks the same share is run."""
+        if settings.refiner is None:
+            return {}
+        _known("--refiner", settings.refiner)
+        share = self.model.shape.depth / SHAPES[self.name].depth
+        depth = max(1, round(share * SHAPES[settings.refiner].depth))
+        small = shaped(settings.refiner, self.base.schedule, depth=depth)
+        plans = (self.base, _dense(small, settings.refiner))
+        given = (settings.inner, settings.handover, settings.skipping)
+        return pairs(ShapedPair, self.copy, lambda: _twin(small), plans, *given)
 
     def generate(self, model: Any, plan: Plan | None) -> object:
         return model.through(self._last(plan), seed=0, guided=self.cfg != 1.0)
@@ -115,6 +124,8 @@ class ShapeBench(Bench):
 
     def quality(self, found: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
         errors = []
+        if any(one.image.shape[-1] != other.image.shape[-1] for one, other in zip(found, dense, strict=True)):
+            return {}  # another model's output has no distance from this one's
         for one, other in zip(found, dense, strict=True):
             scale = max(one.outputs)
             exact = other.outputs[scale]
@@ -134,6 +145,24 @@ class ShapeBench(Bench):
 
     def settings(self) -> dict[str, Any]:
         return {"shape": {"name": self.name, **asdict(self.model.shape)}, "schedule": self.base.schedule}
+
+
+def _known(option: str, shape: str) -> None:
+    if shape not in SHAPES:
+        raise OptionError(message(option, f"be one of {', '.join(SHAPES)}", repr(shape)))
+
+
+def _dense(model: ShapedVAR, family: str) -> Plan:
+    """A shape's all-dense plan."""
+    sites = [f"blocks.{number}.sa" for number in range(model.shape.depth)]
+    heads, head_dim = model.shape.heads, model.shape.head_dim
+    mark = sparvar.fingerprint(model)
+    return dense_plan(model.schedule, sites, heads=heads, head_dim=head_dim, fingerprint=mark, family=family)
+
+
+def _twin(model: ShapedVAR) -> ShapedVAR:
+    """A copy that shares the weights."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 __all__ = ["BLOCKS", "SEEDS", "SIZE", "Pass", "ShapeBench", "schedule", "sizes"]

@@ -74,7 +74,8 @@ def _name(each: dict[str, Any], plan: Plan) -> str:
     parts = [f"skip {each['skip']}"] if each.get("skip") else []
     if each["pruned"]:
         kept = ", ".join(f"{100 * share:.3g} % of {scale}" for scale, share in each["pruned"]["keep"])
-        parts.append(f"{kept}, from {each['pruned']['source']}")
+        merged = "merged to " if each["pruned"].get("fill") == "merge" else ""
+        parts.append(f"{merged}{kept}, from {each['pruned']['source']}")
     return ", ".join(parts)
 
 

@@ -302,6 +302,20 @@ def methods(
             f" [dim]Default: {bench_shape.SIZE}[/]",
         ),
     ] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|SHAPE",
+            help="Also CoDe: the rest is drawn with the weights in DIR, with --shape by a smaller SHAPE.",
+        ),
+    ] = None,
+    handover: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SCALE",
+            help="With --refiner: the last scale of the large model. [dim]Default: four fifths of the scales[/]",
+        ),
+    ] = None,
 ) -> None:
     """Compare the published methods, each alone, with calibrated mixtures, on the shipped model.
 
@@ -328,9 +342,13 @@ def methods(
             raise typer.BadParameter(f"--plan must be NAME=PLAN, got {text!r}")
         plans[name] = file
     _refuse_mixed(shape, {"--plan": plan, "--weights": weights}, {"--blocks": blocks, "--size": size})
+    if handover is not None and refiner is None:
+        raise OptionError(message("--handover", "come with --refiner", "it alone", "name the smaller model, too"))
     if seeds is None:
         seeds = IMAGES if shape is None else bench_shape.SEEDS
-    settings = bench_methods.MethodSettings(seeds, first_seed, cfg, choose_inner(inner), tuple(only or ()), skipping)
+    settings = bench_methods.MethodSettings(
+        seeds, first_seed, cfg, choose_inner(inner), tuple(only or ()), skipping, refiner, handover
+    )
     subject: bench_methods.Bench
     if shape is None:
         require_metrics()

@@ -55,6 +55,9 @@ def run(
     format: Which = None,
     device: Device = None,
     trust: Trust = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Keep to the memory that the artefact states; about 2 % slower.")
+    ] = False,
 ) -> None:
     """Generate images with an artefact.
 
@@ -67,7 +70,7 @@ def run(
     if out.suffix.lower() != ".png":
         raise OptionError(message("--out", "end in .png", str(out)))
     places.prepare_file(out)
-    loaded = load(artefact, format=format, device=device, trust=trust)
+    loaded = load(artefact, format=format, device=device, trust=trust, low_memory=low_memory)
     given = _tensors(inputs)
     if cfg is not None:
         given["cfg"] = cfg

@@ -72,4 +72,5 @@ def _memory(report: Report) -> str:
     if not report.workspace:
         return ""
     measured, stated = (f"{size / 2**20:.1f} MiB" for size in (report.workspace, report.stated_workspace))
-    return f"; {measured} beside weights and buffers (stated {stated})"
+    seen = f", resident {report.resident / 2**20:.1f} MiB" if report.resident else ""
+    return f"; {measured} beside weights and buffers (stated {stated}{seen})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -117,6 +118,9 @@ def test_verify(exported: Exported) -> None:
     report = verify(exported.folder)
     assert report.ok and report.problems == () and report.psnr_db >= 45
     assert 0 < report.workspace <= report.stated_workspace + (1 << 20)
+    assert 0 < report.resident < report.stated_workspace + (16 << 20)
+    (problem,) = dataclasses.replace(report, resident=64 << 20).problems
+    assert problem.startswith("a generation: must need at most") and problem.endswith("got 64.0 MiB resident")
     assert report.programs["scale03-csla"].runs == 1 and report.programs["scale02-leave"].seconds > 0
 
 
@@ -142,8 +146,10 @@ def test_run_as_a_command(exported: Exported, packed: Path, tmp_path: Path, load
     wanted = loaded.generate(["mountain", 3, "sea"], seed=7)
     pixels = torch.from_numpy(np.array(Image.open(tmp_path / names[2])))
     assert ((wanted[2] * 255).permute(1, 2, 0) - pixels).abs().max() <= 1
-    done = command("run", str(packed), "--label", "sea", "--out", str(tmp_path / "one.png"))
-    assert done.returncode == 0 and (tmp_path / "one.png").is_file(), done.stderr
+    for out, given in (("one.png", []), ("low.png", ["--low-memory"])):
+        done = command("run", str(packed), "--label", "sea", *given, "--out", str(tmp_path / out))
+        assert done.returncode == 0 and (tmp_path / out).is_file(), done.stderr
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "low.png").read_bytes()
 
 
 def test_it_runs_where_neither_the_model_nor_the_compiler_is(exported: Exported, tmp_path: Path) -> None:

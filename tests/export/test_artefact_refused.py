@@ -96,6 +96,8 @@ def test_graphs_are_for_gpus(copy: Path) -> None:
         load(copy, graphs=True)
     with pytest.raises(OptionError, match="sessions: must be at least 1"):
         load(copy, sessions=0)
+    with pytest.raises(OptionError, match="low memory: must be asked on a CPU, got cuda:0; leave it out"):
+        load(copy, device="cuda:0", low_memory=True)
 
 
 def test_a_newer_schema(copy: Path) -> None:

@@ -133,6 +133,50 @@ def test_on_a_shape_as_a_user_runs_it(tmp_path: Path) -> None:
     assert "promised" in done.stdout and "PSNR" not in done.stdout
 
 
+def test_code_draws_the_rest_with_a_smaller_model(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
+    """With itself as the refiner it draws the same images, and its work is counted twice where both run."""
+    names = ("ToMe", "CoDe", "CoDe, skipping")
+    only = [part for name in names for part in ("--only", name)]
+    given = [
+        "--weights",
+        tiny.weights,
+        "--refiner",
+        tiny.weights,
+        "--handover",
+        "9",
+        "--inner",
+        "eager",
+        "--seeds",
+        "1",
+    ]
+    done = invoke("bench", "methods", *given, *only, "--json", tmp_path / "out.json")
+    assert done.exit_code == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert list(rows) == ["dense", *names]
+    both = rows["CoDe"]
+    assert both["source"] == "CoDe, handover at 9 of 13" and both["psnr_db_mean"] is None, "equal"
+    drafted = both["block_flops_kept"] - 1
+    assert 0 < drafted < 0.3, "nine scales twice"
+    short = rows["CoDe, skipping"]
+    assert short["skips"] and drafted < short["block_flops_kept"] < 0.6
+    assert 0 < short["psnr_db_mean"] < 60
+
+
+def test_code_on_shapes(invoke: Any, tmp_path: Path) -> None:
+    names = ("CoDe", "CoDe, skipping")
+    only = [part for name in names for part in ("--only", name)]
+    size = ["--size", "0.06M", "--blocks", "1", "--inner", "eager", "--seeds", "1"]
+    done = invoke(
+        "bench", "methods", "--shape", "infinity-125m", "--refiner", "tiny", *size, *only, "--json", tmp_path / "out"
+    )
+    assert done.exit_code == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out").read_text())["rows"]}
+    assert [rows[name]["source"] for name in names] == ["CoDe, handover at 6 of 7", "CoDe, handover at 4 of 5"]
+    assert "relative_error_mean" not in rows["CoDe"], "another model's output"
+    assert rows["CoDe, skipping"]["block_flops_kept"] < rows["CoDe"]["block_flops_kept"] < 0.7
+    assert rows["CoDe"]["bytes"] > 0
+
+
 def test_a_shape_without_guidance_has_no_methods_that_leave_it_out(invoke: Any, tmp_path: Path) -> None:
     names = ("ToMe", "sinks and local, KV / 8")
     only = [part for name in names for part in ("--only", name)]
@@ -175,6 +219,13 @@ def test_refuses_plans_without_a_name(invoke: Any, text: str) -> None:
             ["--shape", "tiny", "--blocks", "1", "--size", "0.06M", "--only", "ToMee"],
             "--only: must be one of SparVAR; CSLA alone; ToProVAR;",
         ),
+        (["--shape", "tiny", "--refiner", "large"], "--refiner: must be one of infinity-2b"),
+        (["--handover", "3"], "--handover: must come with --refiner, got it alone; name the smaller model, too"),
+        (
+            ["--shape", "tiny", "--size", "0.06M", "--refiner", "tiny", "--handover", "7"],
+            "--handover: must be a scale before the last drawn one, 1 to 6, got 7",
+        ),
+        (["--shape", "tiny", "--size", "0.06M", "--only", "CoDe"], "--only: must be one of SparVAR"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
