@@ -36,8 +36,18 @@ def sparing(least: int = LARGE) -> Iterator[None]:
         _set(MOST_KEPT, 2 * MOST_KEPT)
 
 
+def can_return() -> bool:
+    """Whether the C library can be told to give freed memory back."""
+    try:
+        return hasattr(ctypes.CDLL("libc.so.6"), "mallopt")
+    except OSError:
+        return False
+
+
 def return_freed() -> None:
     """Let freed blocks go back to the system at once, in this process from now on.
+
+    Holes that the heap already has are still filled, so that this wants to be asked early.
 
     Raises:
         OptionError: the C library is not glibc.
@@ -49,13 +59,12 @@ def return_freed() -> None:
 
 def _set(mapped: int, trimmed: int | None = None) -> bool:
     """Set both thresholds in bytes; False where there are none."""
-    try:
-        set_option = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    if not can_return():
         return False
+    set_option = ctypes.CDLL("libc.so.6").mallopt
     set_option(MMAP_THRESHOLD, mapped)
     set_option(TRIM_THRESHOLD, mapped if trimmed is None else trimmed)
     return True
 
 
-__all__ = ["LARGE", "SMALL", "return_freed", "sparing"]
+__all__ = ["LARGE", "SMALL", "can_return", "return_freed", "sparing"]

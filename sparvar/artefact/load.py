@@ -271,8 +271,8 @@ def load(
         graphs: replay each scale as a CUDA graph; where there is a GPU if None.
         trust: run native code of artefacts from elsewhere.
         low_memory: give what a run frees back to the system at once, in this process from now on, so that its resident
-            set stays at what the manifest states. Else the C library keeps some, with holes, to use again: a third
-            more at the peak, and about 2 % faster. On CPUs, with glibc.
+            set stays at what the manifest states. Else the C library keeps some, with holes, to use again: a quarter
+            more at the peak, and 2 to 4 % faster. On CPUs, with glibc, before other work has left holes.
 
     Raises:
         ArtefactError: it is damaged, unsafe, not trusted, or made for another machine.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparvar import env, heap
 from sparvar.artefact.inputs import Request
+from sparvar.errors import ArtefactError, message
 
 if TYPE_CHECKING:
     from sparvar.artefact.load import Artefact
@@ -54,9 +57,7 @@ def workspace(artefact: Artefact, request: Request, threads: int | None = None) 
         artefact.programs = programs
 
 
-def resident(
-    artefact: Artefact, request: Request, threads: int | None = None, returned: bool = False
-) -> tuple[int, dict[str, int]]:
+def resident(artefact: Artefact, request: Request) -> tuple[int, dict[str, int]]:
     """Peak bytes by which the resident set grows during a run: of all of it, and while each program runs.
 
     What a runtime allocates without telling is in it. Nothing on systems other than Linux, whose kernel counts it.
@@ -64,12 +65,7 @@ def resident(
     Args:
         artefact: no other thread may use it meanwhile, or allocate.
         request: what to run.
-        threads: of torch while measuring, see `workspace`.
-        returned: freed blocks go back to the system meanwhile, so that holes of the heap do not count.
     """
-    if returned:
-        with heap.sparing(heap.SMALL), _threads(threads):
-            return resident(artefact, request)
     if not (PROCESS / "clear_refs").exists():
         return 0, {}
     programs = artefact.programs
@@ -110,6 +106,44 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+APART = """
+import json, sys
+from sparvar import heap
+heap.return_freed()
+import torch
+from sparvar.artefact.load import load
+from sparvar.artefact.memory import resident
+torch.set_num_threads(int(sys.argv[2]))
+artefact = load(sys.argv[1], format="aoti", trust=True)
+print(json.dumps(resident(artefact, artefact.golden()[0])[0]))
+"""
+
+
+def resident_apart(artefact: Artefact, threads: int | None) -> int:
+    """What `resident` finds of the golden run in a process of its own, which gives freed blocks back to the system.
+
+    In a process that lives on the heap has holes, and what is put into them counts as growth. 0 where the system does
+    not count, or its C library cannot give back.
+
+    Args:
+        artefact: in the format ``aoti``, for the CPU; its files were checked, and its code is trusted.
+        threads: of torch, as it is if None.
+
+    Raises:
+        ArtefactError: the process failed.
+    """
+    import torch
+
+    if not (PROCESS / "clear_refs").exists() or not heap.can_return():
+        return 0
+    command = [sys.executable, "-c", APART, str(artefact.folder.resolve()), str(threads or torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ArtefactError(message("memory of a run", "be measured in a process of its own", last))
+    return int(done.stdout.split()[-1])
 
 
 def _trim() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparvar.artefact.executor import Timer
 from sparvar.artefact.load import load
-from sparvar.artefact.memory import resident, workspace
+from sparvar.artefact.memory import resident, resident_apart, workspace
 from sparvar.errors import message
 
 SLACK = 1 << 20
@@ -41,8 +41,8 @@ class Report:
         load_seconds, seconds: of loading, checks included, and of a generation after a first one.
         workspace: bytes that a generation takes beside weights and buffers, measured here; 0 where the format's
             runtime does not tell. The manifest states ``stated_workspace``.
-        resident: bytes by which the process's resident set grew in a run, with freed blocks given back to the system,
-            where ``workspace`` is what torch's allocator counted; 0 where the system does not tell.
+        resident: bytes by which the resident set of a process of its own grew in a run, with freed blocks given back to
+            the system, where ``workspace`` is what torch's allocator counted; 0 where the system does not tell.
         programs: by name, in order of their first run.
     """
 
@@ -114,7 +114,7 @@ def verify(
         threads = known if isinstance(known, int) and known > 0 else None
         measured = workspace(artefact, request, threads)[0]
         if artefact.engine.device.type == "cpu":
-            grown = resident(artefact, request, threads, returned=True)[0]
+            grown = resident_apart(artefact, threads)
         stated = manifest.memory.get("workspace", 0)
     elif artefact.name == "onnx" and stated:
         measured = resident(artefact, request)[0]

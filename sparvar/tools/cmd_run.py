@@ -56,7 +56,7 @@ def run(
     device: Device = None,
     trust: Trust = False,
     low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Keep to the memory that the artefact states; about 2 % slower.")
+        bool, typer.Option("--low-memory", help="Keep to the memory that the artefact states; 2 to 4 % slower.")
     ] = False,
 ) -> None:
     """Generate images with an artefact.
