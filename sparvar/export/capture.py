@@ -105,8 +105,12 @@ class Recorder:
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
         site = current()
         session = site.session
-        graph = BlockGraph(_context(session, site.scale), copy.deepcopy(module), _sources(module))
-        self.graphs.setdefault(site.scale, []).append(graph)
+        found = self.graphs.setdefault(site.scale, [])
+        # Dynamo also guards what leaves no trace: a first layer without stochastic depth, which is off when drawing.
+        graph = next((each for each in found if _equal(each, module)), None)
+        if graph is None:
+            graph = BlockGraph(_context(session, site.scale), copy.deepcopy(module), _sources(module))
+            found.append(graph)
 
         def run(*args: Any) -> Any:
             layer = current().layer
@@ -131,6 +135,21 @@ class Recorder:
             )
         passing = graph.sources[number] in self.activations or "cached_" in graph.sources[number]
         return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta") if passing else arg
+
+
+def _equal(graph: BlockGraph, module: fx.GraphModule) -> bool:
+    """Whether another capture computes the same of the same places, whose tensors have the same shapes."""
+    return (
+        graph.sources == _sources(module)
+        and str(graph.module.graph) == str(module.graph)
+        and _shapes(graph.module) == _shapes(module)
+        and not any(node.op == "get_attr" for node in module.graph.nodes)
+    )
+
+
+def _shapes(module: fx.GraphModule) -> list[tuple[torch.Size, torch.dtype]]:
+    examples = [node.meta.get("example_value") for node in module.graph.nodes if node.op == "placeholder"]
+    return [(each.shape, each.dtype) for each in examples if isinstance(each, Tensor)]
 
 
 def _context(session: Session, scale: int) -> GraphContext:

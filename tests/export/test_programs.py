@@ -98,6 +98,18 @@ def test_depth_adds_calls_but_no_programs() -> None:
     )
 
 
+def test_layers_that_dynamo_tells_apart_share_a_graph() -> None:
+    """As where upstream's first layer alone has no stochastic depth: another type, and the same operations."""
+
+    class Same(torch.nn.Linear):
+        pass
+
+    model = small_model()
+    model.blocks[0].attn.proj.__class__ = Same
+    made = traced(model, plan_for(model))
+    assert len(made.programs) == len(traced(small_model(), plan_for(small_model())).programs)
+
+
 def sites(depth: int) -> list[str]:
     return [f"blocks.{layer}.attn" for layer in range(depth)]
 
