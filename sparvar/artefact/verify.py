@@ -104,11 +104,8 @@ def verify(
         found = psnr(draw(), wanted)  # comparing waits for a GPU
         seconds = time.perf_counter() - started
         found = min(found, psnr(draw(note), wanted))
-    measured, grown, stated = (
-        0,
-        0,
-        max(program.workspace for program in manifest.formats[artefact.name].programs.values()),
-    )
+    measured = grown = 0
+    stated = max(program.workspace for program in manifest.formats[artefact.name].programs.values())
     if artefact.name == "aoti":
         known = manifest.golden.facts.get("threads")
         threads = known if isinstance(known, int) and known > 0 else None

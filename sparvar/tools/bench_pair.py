@@ -61,19 +61,12 @@ class ImagePair(Pair):
 class ShapedPair(Pair):
     """Of random weights without a tokenizer, so that what the small one reads is noise, too."""
 
-    def through(
-        self,
-        last: int,
-        rows: int = 1,
-        seed: int = 0,
-        guided: bool = True,
-        on_scale: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:
+    def through(self, last: int, on_scale: Callable[[int, Tensor], None] | None = None, **given: Any) -> Tensor:
         """As the models' own; ``on_scale`` hears of the small model's scales."""
         large: Any = self.large
         small: Any = self.small
-        large.through(self.handover, rows, seed, guided)
-        tokens: Tensor = small.through(last, rows, seed, guided, on_scale)
+        large.through(self.handover, **given)
+        tokens: Tensor = small.through(last, on_scale=on_scale, **given)
         return tokens
 
 

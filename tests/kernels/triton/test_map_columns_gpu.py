@@ -36,7 +36,7 @@ def check(indices: Tensor, counts: Tensor, *arguments: Any) -> tuple[Tensor, Ten
     return out, out_counts
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_random_schedules(data: st.DataObject) -> None:
     scales = data.draw(st.integers(2, 5))
