@@ -83,9 +83,12 @@ def record_blocks(family: Family, plan: Plan, inputs: dict[str, Tensor]) -> Reco
             message("plan", f"be made for the schedule {family.schedule}", f"one for {plan.schedule}"), plan.name
         )
     model: nn.Module = family.model
+    full = family.longest(inputs)
     with family.functional():
-        found = record(model, plan, list(family.block_values), lambda: family.generate(inputs, 0))
-    return Recorded(*found)
+        sites, graphs, image = record(model, plan, list(family.block_values), lambda: family.generate(full, 0))
+        if any(not torch.equal(full[name], inputs[name]) for name in inputs):
+            image = family.generate(inputs, 0)  # a shorter prompt's packed rows would be sizes in the graphs
+    return Recorded(sites, graphs, image)
 
 
 def build(

@@ -244,6 +244,10 @@ class Family(ABC):
         """
         raise CaptureError(message(f"{cls.name} family", "map calls of the model's generation method", "none"))
 
+    def longest(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs with prompts of the length that programs are made for: blocks are recorded at it."""
+        return inputs
+
     @abstractmethod
     def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
         """The model's own generation, as its user calls it, to images as ``decode`` gives them."""

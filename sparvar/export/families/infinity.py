@@ -275,6 +275,10 @@ class InfinityFamily(Family):
         codes = state["codes"].squeeze(-3).contiguous(memory_format=torch.channels_last)
         return ((self.vae.decode(codes) + 1) / 2).float()
 
+    def longest(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        full = {name: torch.full_like(each, self.text_tokens) for name, each in inputs.items() if "lengths" in name}
+        return {**inputs, **full}
+
     def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
         scales = len(self.schedule)
         kept = _Kept(self.vae)
