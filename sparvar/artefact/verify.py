@@ -38,6 +38,8 @@ class Report:
         files, bytes: that were compared with their checksums.
         psnr_db: of the golden image drawn here against the recorded one, infinite where they are equal.
         least_db: that the artefact asks for.
+        model_psnr_db: of the recorded image against the model's own, where the export had to record what its programs
+            draw, because sampled bits flip; None where it recorded the model's.
         load_seconds, seconds: of loading, checks included, and of a generation after a first one.
         workspace: bytes that a generation takes beside weights and buffers, measured here; 0 where the format's
             runtime does not tell. The manifest states ``stated_workspace``.
@@ -56,6 +58,7 @@ class Report:
     workspace: int
     stated_workspace: int
     resident: int = 0
+    model_psnr_db: float | None = None
     programs: Mapping[str, ProgramTime] = field(default_factory=dict)
 
     @property
@@ -104,6 +107,7 @@ def verify(
         found = psnr(draw(), wanted)  # comparing waits for a GPU
         seconds = time.perf_counter() - started
         found = min(found, psnr(draw(note), wanted))
+    against = manifest.golden.facts.get("model_psnr_db")
     measured = grown = 0
     stated = max(program.workspace for program in manifest.formats[artefact.name].programs.values())
     if artefact.name == "aoti":
@@ -126,6 +130,7 @@ def verify(
         workspace=measured,
         stated_workspace=stated,
         resident=grown,
+        model_psnr_db=float(against) if isinstance(against, int | float) else None,
         programs=times,
     )
 

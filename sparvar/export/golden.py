@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparvar.artefact.executor import Chain
+from sparvar.artefact.inputs import Request
+from sparvar.artefact.load import Artefact
+from sparvar.artefact.manifest import Manifest
 from sparvar.errors import OptionError, message
 from sparvar.export.families import Family, Input
 from sparvar.export.programs import Generation
@@ -44,11 +49,33 @@ def _example(spec: Input, given: Tensor | None) -> Tensor:
     )
 
 
-def run_traced(made: Generation, inputs: Mapping[str, Tensor], seed: int) -> Tensor:
-    """Run the traced programs with torch, before any compiler has seen them: images [images, 3, H, W]."""
+def drawn_image(folder: Path, manifest: Manifest, request: Request) -> Tensor | None:
+    """The images [images, 3, H, W] that the compiled programs of ``folder`` make, in the first format that runs here.
+
+    None where none does: engines may be built for another machine.
+    """
+    for name in ("aoti", "onnx"):
+        if name in manifest.formats:
+            artefact = Artefact(folder, manifest, name)
+            with artefact.session() as session:
+                images = artefact.engine.images(session.run(request), manifest.images)
+            return torch.as_tensor(images).float().cpu()
+    return None
+
+
+def run_traced(
+    made: Generation,
+    inputs: Mapping[str, Tensor],
+    seed: int,
+    wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]] = lambda name, program: program,
+) -> Tensor:
+    """Run the traced programs with torch, before any compiler has seen them: images [images, 3, H, W].
+
+    ``wrap`` may put something around each program, such as a comparison with the compiled one.
+    """
     device = made.family.device
     chain = Chain(made.steps, KEPT)
-    modules = {name: program.exported.module(check_guards=False) for name, program in made.programs.items()}
+    modules = {name: wrap(name, program.exported.module(check_guards=False)) for name, program in made.programs.items()}
     noise = {name: tensor.to(device) for name, tensor in made.family.draw(seed).items()}
     values: dict[str, Tensor] = {
         **{f"inputs/{name}": tensor.to(device) for name, tensor in inputs.items()},

@@ -47,6 +47,14 @@ def readme(manifest: Manifest) -> str:
         " again and compares it with the recorded one. `sparvar inspect FOLDER` shows what each program does.",
         "",
     ]
+    against = manifest.golden.facts.get("model_psnr_db")
+    if against is not None:
+        lines += [
+            f"The golden image is what the programs drew where they were compiled, {against:.1f} dB of the model's own:"
+            " rounding flips sampled bits, as another number of threads does in the model itself. Another kind of"
+            " processor may draw another image from the same seed.",
+            "",
+        ]
     native = sorted({path for spec in manifest.formats.values() for path in spec.native_files()})
     if native:
         lines += [

@@ -61,11 +61,17 @@ def _show(report: Report) -> None:
     quality = "equal to the recorded one" if report.psnr_db == float("inf") else f"{report.psnr_db:.1f} dB"
     screen.print(
         f"{report.files} files, {report.bytes / 2**20:.1f} MiB, match their checksums; golden image {quality}"
-        f" (asked {report.least_db:g} dB){_memory(report)}; loaded in {report.load_seconds:.2f} s,"
+        f" (asked {report.least_db:g} dB{_own(report)}){_memory(report)}; loaded in {report.load_seconds:.2f} s,"
         f" drawn in {report.seconds:.2f} s",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _own(report: Report) -> str:
+    if report.model_psnr_db is None:
+        return ""
+    return f"; it is the programs' own, {report.model_psnr_db:.1f} dB of the model's, as sampled bits flip"
 
 
 def _memory(report: Report) -> str:

@@ -17,6 +17,8 @@ from PIL import Image
 import sparvar
 from sparvar.artefact import load, pack, verify
 from sparvar.artefact.load import Artefact
+from sparvar.errors import SparvarWarning
+from sparvar.export import export_artefact
 from tests.export.conftest import Exported, command, environment
 from tests.export.small import least, least_plan
 
@@ -178,3 +180,25 @@ print(tuple(image.shape), sorted(name for name in sys.modules if name.startswith
     assert done.returncode == 0, done.stderr
     assert done.stdout == "(1, 3, 16, 16) []\n"
     assert not list(cache.rglob("*.so"))
+
+
+def test_programs_whose_sampled_bits_flip(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that compute in 16 bits: their own image is not to be had to 45 dB, and verify must not ask for it."""
+    from sparvar.export import artefact as exporting
+    from sparvar.export.formats import aoti_format
+
+    packages = exported.folder / "aoti"
+    monkeypatch.setattr(
+        aoti_format, "compile_all", lambda programs, *_: {name: packages / f"{name}.pt2" for name in programs}
+    )
+    traced = exporting.run_traced
+    monkeypatch.setattr(exporting, "run_traced", lambda *arguments: 0.9 * traced(*arguments))
+    target = tmp_path / "artefact"
+    with pytest.warns(SparvarWarning, match="dB of the model's own golden image"):
+        export_artefact(least(), least_plan(), target, images=2)
+    report = verify(target)
+    assert report.ok and report.psnr_db > 60, report.problems
+    assert report.model_psnr_db is not None and 10 < report.model_psnr_db < 45
+    assert "the programs' own" in command("verify", str(target)).stdout
+    assert "The golden image is what the programs drew" in (target / "README.md").read_text()
+    assert verify(exported.folder).model_psnr_db is None

@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 
 import sparvar.kernels
 from sparvar.errors import ArtefactError, message
-from sparvar.export.formats.aoti_worker import SETTINGS
+from sparvar.export.formats.aoti_worker import settings_of
 from sparvar.export.trace import Program
 from sparvar.version import __version__
 
@@ -35,7 +35,7 @@ Progress = Callable[[int, int, str], None]
 
 def program_key(exported: ExportedProgram) -> str:
     """What a compiled program depends on: its graph with all shapes, and the versions that compile it."""
-    lines = [torch.__version__, __version__, *_machine()]
+    lines = [torch.__version__, __version__, *_machine(), f"{sorted(settings_of(exported).items())}"]
     for node in exported.graph.nodes:
         value = node.meta.get("val")
         values = value if isinstance(value, list | tuple) else [value]
@@ -48,8 +48,8 @@ def program_key(exported: ExportedProgram) -> str:
 
 @functools.cache
 def _machine() -> list[str]:
-    """What compiled code depends on beside its graph: processors, settings, and the Triton kernels behind the ops."""
-    found = [torch.backends.cpu.get_cpu_capability(), f"{sorted(SETTINGS.items())}"]
+    """What compiled code depends on beside its graph: processors, and the Triton kernels behind the ops."""
+    found = [torch.backends.cpu.get_cpu_capability()]
     if torch.cuda.is_available():
         found += [f"{torch.cuda.get_device_capability()}", f"{torch.version.cuda}"]
         kernels = Path(sparvar.kernels.__file__).parent
