@@ -8,6 +8,7 @@ their Pareto fronts gives the optimum; over the layers' policies it is branch an
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ FRONT_POINTS = 128
 LOCAL_CASES = 3
 """Of many layers, cases that are searched beyond their starts: the best after the first assignments."""
 MULTIPLIERS = np.logspace(-8, 8, 33)
+FINER = np.log(10) * np.array([-0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4])
+"""Steps to the multipliers that are tried around the best of those, on a logarithmic scale."""
+SLACK = 1e-12
+"""Of sums that are made in another order."""
 
 Array = NDArray[np.float64]
 
@@ -111,23 +116,53 @@ def solve(
     limit = max_damage if max_damage is not None else max_seconds
     if limit is None:
         raise ValueError("solve: max_damage or max_seconds must be given")
-    best: Answer | None = None
     exact = len(POLICIES) ** layers <= EXACT_ASSIGNMENTS
-    # The most promising first, so that the others are seen to be worse by their bound alone.
-    key = (lambda case: case.least_seconds) if by_time else (lambda case: case.damage)
-    searches = [_Search(case, layers, by_time, limit, exact) for case in sorted(cases, key=key)]
-    if not exact:
-        searches = sorted(searches, key=_Search.promise)[:LOCAL_CASES]
-    for search in searches:
-        if best is not None and key(search.case) > _value(best, by_time):
-            continue
-        if by_time and search.case.damage > limit:
-            continue
-        found = search.exhaustive(best) if exact else search.local(best)
-        if found is not None and (best is None or _value(found, by_time) < _value(best, by_time)):
-            best = found
+    searches = [_Search(case, layers, by_time, limit, exact) for case in cases if not by_time or case.damage <= limit]
+    best = _best_first(searches, layers) if exact else _around(searches, by_time)
     if best is None or (by_time and max_seconds is not None and best.seconds > max_seconds):
         return None
+    return best
+
+
+def _best_first(searches: Sequence[_Search], layers: int) -> Answer | None:
+    """Branch and bound over all assignments of all cases at once, always what promises most; its first is the best.
+
+    A case is bounded first by what no choice within it can beat, then at a few multipliers, then assignment by
+    assignment, and only as long as it is the most promising: of many cases most are never looked into.
+    """
+    every = np.array(list(itertools.product(range(len(POLICIES)), repeat=layers)), dtype=float).T
+    # (bound, case, step or assignment): of equals the first case, and in it the first assignment.
+    heap = [(search.least, number, -2) for number, search in enumerate(searches)]
+    heapq.heapify(heap)
+    waiting: dict[int, Iterator[tuple[float, int]]] = {}
+    best: Answer | None = None
+    while heap and (best is None or heap[0][0] < _value(best, searches[0].by_time)):
+        bound, number, at = heapq.heappop(heap)
+        search = searches[number]
+        if at == -2:
+            rough = float(search.bounds(every, MULTIPLIERS[::8]).min())
+            heapq.heappush(heap, (max(rough, bound), number, -1))
+            continue
+        if at == -1:
+            bounds = search.bounds(every, MULTIPLIERS)
+            order = np.argsort(bounds, kind="stable").tolist()
+            waiting[number] = iter([(float(bounds[each]), each) for each in order])
+        else:
+            cutoff = np.inf if best is None else _value(best, search.by_time)
+            best = search.best(every[:, at], cutoff) or best
+        following = next(waiting[number], None)
+        if following is not None:
+            heapq.heappush(heap, (following[0], number, following[1]))
+    return best
+
+
+def _around(searches: Sequence[_Search], by_time: bool) -> Answer | None:
+    """The best that local searches of the most promising cases find."""
+    best: Answer | None = None
+    for search in sorted(searches, key=_Search.promise)[:LOCAL_CASES]:
+        found = search.local(best)
+        if found is not None and (best is None or _value(found, by_time) < _value(best, by_time)):
+            best = found
     return best
 
 
@@ -157,35 +192,55 @@ class _Search:
         total: Array = self.case.seconds + (assignment == 1).sum(0) * self.case.decide_seconds
         return total
 
-    def _bounds(self, assignment: Array) -> Array:
-        """A lower bound of what is minimised, per assignment: the best Lagrangian relaxation of the limit."""
-        parts = [self._points(scale, assignment) for scale in self.case.scales]
+    @property
+    def least(self) -> float:
+        """No choice within the case has less of what is minimised."""
+        return self.case.least_seconds if self.by_time else self.case.damage
+
+    def bounds(self, assignment: Array, multipliers: Array) -> Array:
+        """A lower bound of what is minimised, per assignment: the best Lagrangian relaxation of the limit.
+
+        Where ``multipliers`` are all there are, more of them are tried between the neighbours of each one's best.
+        """
+        parts = self._parts(assignment)
         fixed = self._fixed(assignment)
-        best = np.full(assignment.shape[1], -np.inf)
-        for multiplier in MULTIPLIERS:
+
+        def relaxed(multiplier: Array) -> Array:
             total = np.zeros(assignment.shape[1])
-            for damage, seconds in parts:
-                goal, used = (seconds, damage) if self.by_time else (damage, seconds)
+            for used, goal in parts:
                 total += (goal + multiplier * used).min(0)
             if self.by_time:
-                best = np.maximum(best, total + fixed + multiplier * (self.case.damage - self.limit))
-            else:
-                best = np.maximum(best, total + self.case.damage + multiplier * (fixed - self.limit))
+                return total + fixed + multiplier * (self.case.damage - self.limit)
+            return total + self.case.damage + multiplier * (fixed - self.limit)
+
+        found = np.array([relaxed(multiplier) for multiplier in multipliers])
+        best: Array = found.max(0)
+        if len(multipliers) == len(MULTIPLIERS):
+            near = np.log(MULTIPLIERS)[found.argmax(0)]
+            for step in FINER:
+                best = np.maximum(best, relaxed(np.exp(near + step)))
         return best
 
-    def _best(self, assignment: Array, cutoff: float) -> Answer | None:
+    def _parts(self, assignment: Array) -> list[tuple[Array, Array]]:
+        """(what is limited, what is minimised) per scale, see `_points`."""
+        found = [self._points(scale, assignment) for scale in self.case.scales]
+        return [pair if self.by_time else (pair[1], pair[0]) for pair in found]
+
+    def best(self, assignment: Array, cutoff: float) -> Answer | None:
         """The optimum for one assignment [L], if it is below ``cutoff``."""
         column = assignment[:, None]
         fixed = float(self._fixed(column)[0])
         damage_of, seconds_of = np.array([self.case.damage]), np.array([fixed])
         used_front, goal_front = (damage_of, seconds_of) if self.by_time else (seconds_of, damage_of)
         picks = np.zeros((1, 0), dtype=np.int64)
-        for scale in self.case.scales:
-            damage, seconds = (part[:, 0] for part in self._points(scale, column))
-            used, goal = (damage, seconds) if self.by_time else (seconds, damage)
+        parts = [(used[:, 0], goal[:, 0]) for used, goal in self._parts(column)]
+        for at, (used, goal) in enumerate(parts):
             kept = _pareto(used, goal)
             sums = (used_front[:, None] + used[kept]).ravel(), (goal_front[:, None] + goal[kept]).ravel()
-            order = self._thinned(_pareto(*sums))
+            # What no choice of the scales that follow brings back within the limit, or below the cutoff, is left.
+            rest = [sum(float(pair[which].min()) for pair in parts[at + 1 :]) for which in (0, 1)]
+            open_still = (sums[0] <= self.limit - rest[0] + SLACK) & (sums[1] < cutoff - rest[1] + SLACK)
+            order = self._thinned(_pareto(*(np.where(open_still, each, np.inf) for each in sums)))
             rows, columns = np.divmod(order, len(kept))
             used_front, goal_front = sums[0][order], sums[1][order]
             picks = np.concatenate([picks[rows], kept[columns][:, None]], axis=1)
@@ -208,23 +263,9 @@ class _Search:
             return front
         return front[np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(np.int64)]
 
-    def exhaustive(self, best: Answer | None) -> Answer | None:
-        """Branch and bound over every assignment, the most promising first."""
-        every = np.array(list(itertools.product(range(len(POLICIES)), repeat=self.layers)), dtype=float).T
-        bounds = self._bounds(every)
-        cutoff = np.inf if best is None else _value(best, self.by_time)
-        found: Answer | None = None
-        for number in np.argsort(bounds, kind="stable"):
-            if bounds[number] >= cutoff:
-                break
-            answer = self._best(every[:, number], cutoff)
-            if answer is not None:
-                found, cutoff = answer, _value(answer, self.by_time)
-        return found
-
     def promise(self) -> float:
         """What the best of the starts gives, without a search around it."""
-        found = [answer for start in self._starts() if (answer := self._best(start, np.inf)) is not None]
+        found = [answer for start in self._starts() if (answer := self.best(start, np.inf)) is not None]
         return min((_value(answer, self.by_time) for answer in found), default=np.inf)
 
     def local(self, best: Answer | None) -> Answer | None:
@@ -232,16 +273,16 @@ class _Search:
         cutoff = np.inf if best is None else _value(best, self.by_time)
         found: Answer | None = None
         for start in self._starts():
-            current = self._best(start, np.inf)
+            current = self.best(start, np.inf)
             while current is not None:
                 at = np.array(current.layers, dtype=float)
                 near = _neighbours(at)
-                bounds = self._bounds(near)
+                bounds = self.bounds(near, MULTIPLIERS)
                 better: Answer | None = None
                 for number in np.argsort(bounds, kind="stable"):
                     if bounds[number] >= current.seconds if self.by_time else bounds[number] >= current.damage:
                         break
-                    better = self._best(near[:, number], _value(current, self.by_time) - 1e-12)
+                    better = self.best(near[:, number], _value(current, self.by_time) - 1e-12)
                     if better is not None:
                         break
                 if better is None:

@@ -9,7 +9,7 @@ import pytest
 
 from sparvar.calibrate.predict import names_of, preferred
 from sparvar.calibrate.runner import split_prompts
-from sparvar.calibrate.solver import ScaleOptions, _Search, solve
+from sparvar.calibrate.solver import MULTIPLIERS, ScaleOptions, _Search, solve
 from sparvar.calibrate.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
 from sparvar.scale_plans import Plan, dense_plan
 from sparvar.scale_plans.schedules import HART_1024, HART_TEXT_TOKENS, squares
@@ -110,9 +110,9 @@ def test_bounds_hold_with_barred_options() -> None:
     search = _Search(case, 3, True, 0.5, True)
     for policies in ([1, 1, 1], [1, 0, 2], [0, 1, 2]):
         column = np.array(policies, dtype=float)
-        found = search._best(column, np.inf)
+        found = search.best(column, np.inf)
         assert found is not None
-        assert search._bounds(column[:, None])[0] <= found.seconds + 1e-12
+        assert search.bounds(column[:, None], MULTIPLIERS)[0] <= found.seconds + 1e-12
 
 
 def test_held_out_images_have_prompts_of_their_own_where_there_are_enough() -> None:
