@@ -31,8 +31,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 import sparvar
 from sparvar.calibrate import Budget, Effort, load_subject
 from sparvar.calibrate import run as calibration
-from sparvar.calibrate.loop import Held, Loop
+from sparvar.calibrate.difficulty import detail
+from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.runner import Measured, Runner, together
+from sparvar.calibrate.trials import Held
 from sparvar.scale_plans import Plan, load_plan, write_whole
 from sparvar.tools.machine import machine
 from sparvar.zoo import CLASSES
@@ -140,17 +142,24 @@ class PoolRunner(Runner):
 
     order: Sequence[int] = ()
 
-    def measure(self, plan: Plan, stage: str, count: int, begin: int = 0) -> Measured:
+    def details(self, stage: str, count: int, begin: int = 0) -> list[float]:
+        """As the runner's, but for images of the pool."""
+        first = begin if stage == "check" else begin + len(self.order) // 3
+        return [detail(self.dense("check", number)) for number in self.order[first : first + count]]
+
+    def measure(
+        self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "", repeats: int = 0
+    ) -> Measured:
         """As the runner's, but for images of the pool."""
         if stage not in ("check", "held"):
-            return super().measure(plan, stage, count, begin)
+            return super().measure(plan, stage, count, begin, inner, repeats)
         first = begin if stage == "check" else begin + len(self.order) // 3
         numbers = self.order[first : first + count]
         if len(numbers) < count:
             raise SystemExit("the pool is too small: give --pool more")
         for number in numbers:
             self.dense("check", number)
-        return together([self.one(plan, "check", number) for number in numbers])
+        return together([self.one(plan, "check", number, inner, warm=False) for number in numbers])
 
 
 class Steps(calibration._Steps):
@@ -166,7 +175,9 @@ class Steps(calibration._Steps):
         sites, rows = self._observe()
         sensitivity = self._sensitivity(sites)
         table, _ = self._costs(sites, rows)
-        problem = calibration._Problem(self.base, self.space, sites, table, sensitivity)
+        problem = calibration._Problem(
+            self.base, self.space, sites, table, sensitivity, self._reductions(), compression=None, dense=None
+        )
         assert isinstance(self.runner, PoolRunner)
         self.found = []
         for number in range(self.runs):
@@ -185,7 +196,7 @@ class Steps(calibration._Steps):
             rest = [each for each in order if each not in used]
             self.runner.order = rest
             fresh = self.runner.measure(loop.chosen.plan, "check", min(len(rest), self.effort.held_out))
-            predicted = loop.chosen.predicted()
+            predicted = loop.chosen.predicted() | {"psnr_db": held.expected, "easier_db": held.easier}
             self.found.append(
                 {
                     "digest": loop.chosen.plan.digest,

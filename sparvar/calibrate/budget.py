@@ -53,7 +53,7 @@ class Effort:
     """Generations of every step."""
 
     observed: int = 2
-    probes: int = 2
+    probes: int = 1
     checks: int = 8
     held_out: int = 8
     rounds: int = 4

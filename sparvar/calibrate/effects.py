@@ -14,7 +14,7 @@ from sparvar.calibrate.reductions import (
     skipped_pruned_candidates,
     source_candidates,
 )
-from sparvar.calibrate.runner import Runner
+from sparvar.calibrate.runner import DENSE_REPEATS, Runner
 from sparvar.scale_plans import Plan
 
 
@@ -23,9 +23,9 @@ def measure_effects(
 ) -> Effects:
     """Image MSE of every reduction alone, with dense attention, in ``probes`` generations each.
 
-    Sources are compared at one share of tokens, on one image; the other shares are measured from the one that does
-    best. Of the scales from which guidance may go every other one is measured: the damage of those between is the
-    geometric mean of their neighbours', which on the shipped model is 0.1 and 0.2 dB from measuring them.
+    Sources are compared at one share of tokens; the other shares are measured from the one that does best. Of the
+    scales from which guidance may go every other one is measured: the damage of those between is the geometric mean of
+    their neighbours', which on the shipped model is 0.1 and 0.2 dB from measuring them.
 
     Args:
         runner: draws.
@@ -38,14 +38,14 @@ def measure_effects(
     Raises:
         CaptureError: ``skip``, and the model's images cannot be decoded before its last scale.
     """
-    dense = runner.measure(base, "probe", max(2, probes))
+    dense = runner.measure(base, "probe", probes, repeats=DENSE_REPEATS)
     damage: dict[Reduction, float] = {}
 
-    def measure(what: str, found: Sequence[Reduction], count: int = probes) -> None:
+    def measure(what: str, found: Sequence[Reduction]) -> None:
         for number, each in enumerate(found, start=1):
             say(f"leaving out {what}: {number} of {len(found)}")
             plan = base.replace(**each.fields(len(base.layers)))
-            damage[each] = runner.measure(plan, "probe", count, inner="eager").damage
+            damage[each] = runner.measure(plan, "probe", probes, inner="eager").damage
 
     if runner.guided():
         guided = guided_candidates(base)
@@ -56,13 +56,9 @@ def measure_effects(
                 damage[each] = math.sqrt(damage[guided[at - 1]] * damage[guided[at + 1]])
     back = 1
     sources = source_candidates(base) if prune else []
-    measure("tokens, by source", sources, 1)
+    measure("tokens, by source", sources)
     if sources:
         best = min(sources, key=lambda each: damage[each])
-        whole = runner.measure(base.replace(**best.fields(len(base.layers))), "probe", probes, inner="eager").damage
-        one = damage[best]
-        # As all images would have it, of which the best source's are measured.
-        damage.update({each: damage[each] * whole / one for each in sources})
         assert best.pruned is not None
         back = base.scales - best.pruned.source
         measure("tokens", pruned_candidates(base, best.pruned.source))

@@ -6,14 +6,15 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sparvar.calibrate.difficulty import easier
 from sparvar.calibrate.per_image import fit_per_image
 from sparvar.calibrate.predict import choice_of
-from sparvar.calibrate.runner import LEAST_MSE, Measured, Runner
+from sparvar.calibrate.runner import Measured, Runner
 from sparvar.calibrate.solver import Case, solve
-from sparvar.calibrate.space import Choice, Space, plan_of
+from sparvar.calibrate.space import Space, plan_of
+from sparvar.calibrate.trials import Held, Trial, plain
 from sparvar.errors import SparvarError, message
 from sparvar.scale_plans import Plan
 
@@ -62,58 +63,6 @@ class Problem(Protocol):
     def cases(self, max_error: float | None) -> Sequence[Case]:
         """The cases without candidates whose relative output error in a layer is above ``max_error``."""
         ...
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A plan of one round: damage (MSE) and seconds as predicted, and what running it gave.
-
-    ``gain`` is the solver's own figure, seconds more than dense: free of what was timed during the rounds.
-    """
-
-    plan: Plan
-    damage: float
-    seconds: float
-    exact: bool
-    measured: Measured | None
-    gain: float = 0.0
-    choice: Choice | None = None
-
-    def predicted(self) -> dict[str, float]:
-        """PSNR (dB; 100 where the plan is dense) and seconds before it was run."""
-        return {"psnr_db": decibels(self.damage), "seconds": self.seconds}
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        measured = self.measured.as_dict() if self.measured is not None else None
-        return {
-            "digest": self.plan.digest,
-            "predicted": self.predicted(),
-            "exact": self.exact,
-            "measured": measured,
-            "cost": self.plan.cost(),
-        }
-
-
-@dataclass(frozen=True)
-class Held:
-    """What the held-out images said: generations, the largest relative output error of a site, and how often tried."""
-
-    measured: Measured
-    error: float | None
-    attempts: int
-
-
-def decibels(damage: float) -> float:
-    """PSNR of a damage; 100 dB where there is none."""
-    return -10 * math.log10(max(damage, LEAST_MSE))
-
-
-def plain(plan: Plan) -> bool:
-    """Whether a plan draws every token and row of every scale with dense attention, over a whole cache or not."""
-    sites = ((scale, layer) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers)))
-    sparse = any(plan.attention_kind(scale, layer) != "dense" for scale, layer in sites)
-    return not sparse and not plan.reduces and not plan.shortens
 
 
 class Loop:
@@ -307,7 +256,9 @@ class Loop:
             self.choices["why"] = "with the choice, other images are too near to the budget"
             return trial
         took = measured.median_seconds if self.timed else trial.seconds
-        return dataclasses.replace(trial, plan=fitted.plan, damage=measured.damage, seconds=took, measured=measured)
+        return dataclasses.replace(
+            trial, plan=fitted.plan, damage=measured.damage, seconds=took, measured=measured, begin=count
+        )
 
     def _by_seconds(self) -> Trial:
         most = self.budget.max_seconds
@@ -333,12 +284,13 @@ class Loop:
         self.chosen = best
         while True:
             self.say("held-out images")
+            expected, more = self._expected(self.attempt * count)
             held = self.runner.measure(self.chosen.plan, "held", count, self.attempt * count)
             error = self._error()
             missed = self._missed(held)
             beyond = error is not None and self.budget.max_error is not None and error > self.budget.max_error
             if not (missed > 0 or beyond) or self.chosen.plan.all_dense:
-                return Held(held, error, self.attempt + 1)
+                return Held(held, error, self.attempt + 1, expected, more)
             if plain(self.chosen.plan):
                 must = f"keep {self._asked()} on held-out images"
                 got = f"{missed:.2f} dB less with a compressed cache alone"
@@ -353,6 +305,16 @@ class Loop:
                 self.max_error *= 0.95 * self.budget.max_error / error
                 self.cases = self.problem.cases(self.max_error)
             self.chosen = self.search()
+
+    def _expected(self, begin: int) -> tuple[float, float]:
+        """(dB, dB of them for what they are) of held-out images from ``begin`` on, whose dense ones are known."""
+        chosen, count = self.chosen, self.effort.held_out
+        if chosen.measured is None:
+            return chosen.predicted()["psnr_db"], 0.0
+        psnr = [min(value, EQUAL_DB) for value in chosen.measured.psnr]
+        known = self.runner.details("check", len(psnr), chosen.begin)
+        more = easier(known, psnr, self.runner.details("held", count, begin))
+        return statistics.mean(psnr) + more, more
 
     def _missed(self, held: Measured) -> float:
         """How far, in dB, held-out images are below the budget; 0 or less where they meet it."""

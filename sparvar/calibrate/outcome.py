@@ -7,8 +7,8 @@ import dataclasses
 import torch
 
 from sparvar.calibrate.budget import Budget
-from sparvar.calibrate.loop import Held, Trial
 from sparvar.calibrate.runner import Runner
+from sparvar.calibrate.trials import Held, Trial
 from sparvar.kernels import Gpu
 from sparvar.scale_plans import Plan, Provenance, Thresholds, default_for, find_plan
 from sparvar.version import __version__
@@ -27,15 +27,15 @@ def finished_plan(
     chosen: Trial, held: Held, thresholds: Thresholds, budget: Budget, gpu: Gpu | None, runner: Runner
 ) -> Plan:
     """The chosen plan with what was measured of it, and where."""
-    predicted, measured = chosen.predicted(), held.measured
-    figures = {"psnr_db": round(measured.mean_psnr, 3), "predicted_psnr_db": round(predicted["psnr_db"], 3)}
+    measured = held.measured
+    figures = {"psnr_db": round(measured.mean_psnr, 3), "predicted_psnr_db": round(held.expected, 3)}
     if measured.mean_ssim is not None:
         figures["ssim"] = round(measured.mean_ssim, 4)
     if held.error is not None:
         figures["max_error"] = round(held.error, 4)
     if gpu is None:
         figures["seconds"] = round(measured.median_seconds, 4)
-    figures["predicted_seconds"] = round(predicted["seconds"], 6)
+    figures["predicted_seconds"] = round(chosen.seconds, 6)
     stated = dataclasses.asdict(budget).items()
     asked = ", ".join(f"{name} {value:g}" for name, value in stated if value is not None)
     note = f"the cheapest found for {asked}"

@@ -97,17 +97,20 @@ def fit(
         for name, mse in runs:
             weighted = zip(weights, relative_errors(sites, number, layers, name), strict=True)
             points.append((sum(weight * error for weight, error in weighted), mse))
-        laws[number] = _law(points)
+        laws[number] = _law(points, power)  # of a scale with one budget: as where the layers were told apart
     return Sensitivity(tuple(weights), {k: law[0] for k, law in laws.items()}, {k: law[1] for k, law in laws.items()})
 
 
-def _law(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """(c, p) of ``mse = c * x ** p`` through the first and last of points (x, mse), p within `POWERS`."""
+def _law(points: list[tuple[float, float]], otherwise: float = 0.5) -> tuple[float, float]:
+    """(c, p) of ``mse = c * x ** p`` through the first and last of points (x, mse), p within `POWERS`.
+
+    ``otherwise`` is p where the points do not tell.
+    """
     usable = sorted((x, mse) for x, mse in points if x > 0 and mse > 0)
     if not usable:
         return 1e-12, 1.0  # sparse attention changed nothing in the image
     (low, a), (high, b) = usable[0], usable[-1]
-    power = math.log(b / a) / math.log(high / low) if high > low * 1.01 else 0.5
+    power = math.log(b / a) / math.log(high / low) if high > low * 1.01 else otherwise
     power = min(max(power, POWERS[0]), POWERS[1])
     # The factor that fits all points best at that power: their geometric mean.
     factor = math.exp(sum(math.log(mse) - power * math.log(x) for x, mse in usable) / len(usable))

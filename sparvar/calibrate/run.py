@@ -29,7 +29,7 @@ from sparvar.calibrate.outcome import comparison_plans, finished_plan
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.pruning import choose_thresholds
 from sparvar.calibrate.reductions import Effects, as_record, expanded
-from sparvar.calibrate.runner import Measured, Runner, split_prompts
+from sparvar.calibrate.runner import DENSE_REPEATS, Measured, Runner, split_prompts
 from sparvar.calibrate.solver import Case
 from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
 from sparvar.calibrate.subject import Subject
@@ -41,8 +41,8 @@ from sparvar.version import __version__
 
 PROBE_BUDGETS = (0.05, 0.2)
 LAYER_BUDGET = 0.05
-LAYER_GROUPS = 6
-"""Layers are probed alone, or in as many groups of neighbours."""
+LAYER_GROUPS = 3
+"""Layers are probed in as many groups of neighbours."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class _Steps:
             "target": None if self.gpu is None else self.gpu.name,
             "plan": json.loads(plan.dumps()),
             "digest": plan.digest,
-            "predicted": loop.chosen.predicted(),
+            "predicted": loop.chosen.predicted() | {"psnr_db": held.expected, "easier_db": held.easier},
             "checked": loop.chosen.measured.as_dict() if loop.chosen.measured else None,
             "held_out": {**held.measured.as_dict(), "max_error": held.error},
             "held_out_attempts": held.attempts,
@@ -285,34 +285,35 @@ class _Steps:
         choice = Choice(policies, setting, decision, budgets=((scale, budget),))
         return plan_of(self.base, self.space, choice), cs4a_key(decision, setting, budget, None)
 
+    def _probe(self, plan: Plan) -> Measured:
+        """Generations for what they lose, or for how their seconds compare with those of another probe."""
+        return self.runner.measure(plan, "probe", self.effort.probes, inner="eager")
+
     def _targets(self) -> range:
         return range(self.space.first, self.base.scales + 1)
+
+    def _budgets(self, scale: int) -> tuple[float, ...]:
+        """Budgets at which a scale alone is sparse: how much less more keys lose is seen at the last two scales."""
+        return PROBE_BUDGETS if scale >= self.base.scales - 1 else PROBE_BUDGETS[:1]
 
     def _sensitivity(self, sites: Sites) -> Sensitivity:
         every = range(self.layers)
         by_scale: dict[int, list[tuple[str, float]]] = {}
         for scale in self._targets():
             self.say(f"how much scale {scale} matters")
-            # All images at the least budget, one at the others: images differ in how much they lose, and hardly in how
-            # much less they lose with more keys.
-            plan, name = self._alone(scale, PROBE_BUDGETS[0], every)
-            least, one = (self.runner.measure(plan, "probe", count).damage for count in (self.effort.probes, 1))
-            by_scale[scale] = [(name, least)]
-            for budget in PROBE_BUDGETS[1:]:
+            by_scale[scale] = []
+            for budget in self._budgets(scale):
                 plan, name = self._alone(scale, budget, every)
-                found = self.runner.measure(plan, "probe", 1)
-                by_scale[scale].append((name, found.damage * least / one))
+                by_scale[scale].append((name, self._probe(plan).damage))
         at = max(self.space.first, self.base.scales - 1)
         groups: dict[tuple[int, ...], float] = {}
-        plan, _ = self._alone(at, LAYER_BUDGET, every)
-        whole, one = (self.runner.measure(plan, "probe", count).damage for count in (self.effort.probes, 1))
         size = math.ceil(self.layers / LAYER_GROUPS)
         name = ""
         for start in range(0, self.layers, size):
             group = tuple(range(start, min(start + size, self.layers)))
             self.say(f"how much layers {group[0]} to {group[-1]} matter")
             plan, name = self._alone(at, LAYER_BUDGET, group)
-            groups[group] = self.runner.measure(plan, "probe", 1).damage * whole / one
+            groups[group] = self._probe(plan).damage
         return fit(sites, self.layers, by_scale, (at, name, groups))
 
     def _reductions(self) -> Effects | None:
@@ -333,26 +334,28 @@ class _Steps:
         share = self.budget.max_kv
         if share is None:
             return None
-        return choose_compression(self.runner, self.base, share, self.effort.probes, self.budget.min_psnr, self.say)
+        # Two images at least: whether the cache may be so small at all is told from them.
+        probes = max(2, self.effort.probes)
+        return choose_compression(self.runner, self.base, share, probes, self.budget.min_psnr, self.say)
 
     def _timed_dense(self) -> Measured:
-        return self.runner.measure(self.base, "probe", max(2, self.effort.probes))
+        return self.runner.measure(self.base, "probe", self.effort.probes, repeats=DENSE_REPEATS)
 
     def _whole_generations(self, table: CostTable, sites: Sites) -> None:
         """Correct the table by what its sites took in whole generations.
 
         Machines drift: the seconds of a probe are compared with the dense ones by way of the scales that are dense in
-        both.
+        both. Neither is compiled, which the difference hardly shows: what is around attention is the same in both.
         """
         self.say("timing dense generations")
-        dense = self.runner.measure(self.base, "probe", max(2, self.effort.probes))
-        table.dense_seconds = dense.median_seconds
+        table.dense_seconds = self._timed_dense().median_seconds
+        dense = self._probe(self.base)
         decided: dict[int, list[float]] = {}
         for scale in self._targets():
             gaps = []
-            for budget in PROBE_BUDGETS:
+            for budget in self._budgets(scale):
                 plan, name = self._alone(scale, budget, range(self.layers))
-                took = self.runner.measure(plan, "probe", self.effort.probes if budget == PROBE_BUDGETS[0] else 1).took
+                took = self._probe(plan).took
                 decision = plan.decision_scale
                 assert decision is not None
                 same = [number for number in dense.took if number not in (scale, decision)]

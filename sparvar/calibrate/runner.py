@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
+from sparvar.calibrate.difficulty import detail
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.observe import Observer, as_record, merged
 from sparvar.calibrate.predict import names_of, relative_errors
@@ -27,8 +28,12 @@ from sparvar.heap import sparing
 from sparvar.kernels import give_back
 from sparvar.scale_plans import Plan
 
+TIMED = 4
+"""Generations of which one may go untimed, because it compiles; of fewer each is timed, after one that warms up."""
 STAGES = {"observe": 0, "probe": 0, "check": 1000, "held": 2000}
 """Stage to first seed: what is observed, checked and held out never shares a seed."""
+DENSE_REPEATS = 1
+"""Dense generations that are timed again: all that is saved is told from their seconds."""
 LEAST_MSE = 1e-10
 """Images that are equal count as 100 dB."""
 SSIM_WINDOW = 11
@@ -41,7 +46,7 @@ class Measured:
 
     Attributes:
         mse: against the dense image.
-        seconds: of the generation.
+        seconds: of every generation in which nothing was compiled.
         ssim: against the dense image; empty where it was not measured.
         took: seconds of all sites together per scale, median over generations; empty where they were not timed.
     """
@@ -147,31 +152,37 @@ class Runner:
 
         return self.journal.image(f"{stage}/{number}", draw)
 
+    def details(self, stage: str, count: int, begin: int = 0) -> list[float]:
+        """`detail` of the model's own images."""
+        return [detail(self.dense(stage, number)) for number in range(begin, begin + count)]
+
     def detach(self) -> None:
         """Let the model run its own code."""
         detach(self.subject.model)
         give_back()
         self._attached = None
 
-    def _attach(self, plan: Plan, stage: str, inner: str = "") -> None:
+    def _attach(self, plan: Plan, inner: str = "") -> bool:
+        """Make the model run a plan; returns whether its next generation compiles."""
         mark = f"{plan.digest} {inner}"
         if self._attached == mark:
-            return
+            return False
         give_back()  # what the plan before left: over dozens of plans holes would add up to more than a generation
         compile(self.subject.model, plan, inner=inner or self.inner)
         self._attached = mark
         if inner:
-            return
+            return False
         kinds = {
             (plan.kind(scale, layer), scale) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers))
         }
-        if not kinds <= self._warm:
-            self.say("compiling")
-            give_back()
-            with sparing():
-                self._draw(stage, 0)
-            self._draw(stage, 0)  # the first touches of memory that timed generations find
-            self._warm |= kinds
+        known = kinds <= self._warm
+        self._warm |= kinds
+        return not known
+
+    def _warm_up(self, stage: str) -> None:
+        self.say("compiling")
+        with sparing():
+            self._draw(stage, 0)
 
     def observe(self, key: str, space: Space, number: int, stage: str = "observe", full: bool = True) -> dict[str, Any]:
         """What an observer saw in one generation: ``rows`` and ``sites``.
@@ -197,34 +208,53 @@ class Runner:
         record: dict[str, Any] = self.journal.get(f"{key}/{number}", measure)
         return record
 
-    def measure(self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "") -> Measured:
-        """``count`` generations of a plan from number ``begin`` of a stage.
+    def measure(
+        self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "", repeats: int = 0
+    ) -> Measured:
+        """``count`` generations of a plan from number ``begin`` of a stage, the first of them ``repeats`` times more.
 
-        ``inner`` "eager" where only the images matter: nothing is compiled for a plan that runs a few times.
+        ``inner`` "eager" where the images matter, or how seconds compare with those of another plan run so: nothing is
+        compiled for a plan that runs a few times.
         """
         for number in range(begin, begin + count):
             self.dense(stage, number)  # all of them first: each detaches the model
-        return together([self.one(plan, stage, number, inner) for number in range(begin, begin + count)])
+        alone = count < TIMED
+        records = [self.one(plan, stage, number, inner, alone) for number in range(begin, begin + count)]
+        if all(record["seconds"] is None for record in records):  # of a run that was killed after every one of them
+            records[0] = self.one(plan, stage, begin, inner, True, "/again")
+        again = [self.one(plan, stage, begin, inner, True, f"/again {number}") for number in range(1, repeats + 1)]
+        return together(records, again)
 
-    def one(self, plan: Plan, stage: str, number: int, inner: str = "") -> dict[str, Any]:
-        """``mse``, ``seconds``, ``ssim`` (or None) and, of probes, ``took`` of one generation."""
+    def one(
+        self, plan: Plan, stage: str, number: int, inner: str = "", warm: bool = True, mark: str = ""
+    ) -> dict[str, Any]:
+        """``mse``, ``seconds``, ``ssim`` (or None) and, of probes, ``took`` of one generation.
+
+        Without ``warm``, a generation that compiles is the image of a plan like any other, and its seconds are None.
+        """
         reference = self.dense(stage, number)
 
         def measure() -> dict[str, Any]:
-            self._attach(plan, stage, inner)
+            compiles = self._attach(plan, inner)
+            if compiles and warm:
+                self._warm_up(stage)
+                compiles = False
+            elif compiles:
+                self.say("compiling")
             attachment = attachment_of(self.subject.model)
             assert attachment is not None
             attachment.timed = stage == "probe"
             started = time.perf_counter()
-            with sparing() if inner else contextlib.nullcontext():
+            with sparing() if inner or compiles else contextlib.nullcontext():
                 image = self._draw(stage, number)
-            seconds = time.perf_counter() - started
+            seconds = None if compiles else time.perf_counter() - started
             image = image.float().cpu()
             mse = float((image - reference).square().mean())
             took = dict(attachment.last.took) if attachment.timed and attachment.last is not None else {}
             return {"mse": max(mse, LEAST_MSE), "seconds": seconds, "ssim": self.ssim(image, reference), "took": took}
 
-        record: dict[str, Any] = self.journal.get(f"{stage}/{plan.digest}/{number}{inner and '/' + inner}", measure)
+        key = f"{stage}/{plan.digest}/{number}{inner and '/' + inner}{mark}"
+        record: dict[str, Any] = self.journal.get(key, measure)
         if record["ssim"] is not None and record["mse"] > LEAST_MSE and record["ssim"] < 1:
             self._pairs.append((-10 * math.log10(record["mse"]), math.log(1 - record["ssim"])))
         return record
@@ -242,7 +272,7 @@ class Runner:
             if scale in scales or scale == plan.drawn:
                 seen[scale] = decode().float().cpu().clone()
 
-        self._attach(plan, stage, "eager")
+        self._attach(plan, "eager")
         attachment = attachment_of(self.subject.model)
         assert attachment is not None
         attachment.choices.watcher = watch
@@ -290,7 +320,7 @@ class Runner:
             last = self.base.scales
             plan = self.base.replace(guidance={"conditional_from": last})
             try:
-                self._attach(plan, "probe", "eager")
+                self._attach(plan, "eager")
                 self._draw("probe", 0)
             except SessionError:
                 self.detach()
@@ -328,13 +358,14 @@ def _same(decoded: Tensor, image: Tensor) -> bool:
     return decoded.numel() == image.numel() and torch.allclose(decoded.reshape(image.shape), image, atol=1e-4)
 
 
-def together(records: Sequence[dict[str, Any]]) -> Measured:
-    """One `Measured` of the records of `Runner.one`."""
+def together(records: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]] = ()) -> Measured:
+    """One `Measured` of the records of `Runner.one`; of those of ``again`` only the times count."""
+    timed = [*records, *again]
     ssim = [record["ssim"] for record in records]
-    scales = set.intersection(*({int(scale) for scale in record["took"]} for record in records))
+    scales = set.intersection(*({int(scale) for scale in record["took"]} for record in timed))
     return Measured(
         tuple(record["mse"] for record in records),
-        tuple(record["seconds"] for record in records),
+        tuple(record["seconds"] for record in timed if record["seconds"] is not None),
         tuple(value for value in ssim if value is not None) if None not in ssim else (),
-        {scale: statistics.median(record["took"][str(scale)] for record in records) for scale in sorted(scales)},
+        {scale: statistics.median(record["took"][str(scale)] for record in timed) for scale in sorted(scales)},
     )

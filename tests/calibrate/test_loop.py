@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparvar.calibrate.loop import Loop, Trial
+from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.runner import Measured
+from sparvar.calibrate.trials import Trial
 from tests.calibrate.reports import base_plan, make_plan
 
 
