@@ -5,8 +5,9 @@ peak memory beside that of a dense generation, what it predicted and what held-o
 setting and the shipped plan on the same images (``memory``: memory alone, where the machine is too busy for seconds).
 ``python benchmarks/calibrate.py runs --work W`` repeats the search and its confirmation on other images: every run
 draws its check and held-out images, seeds and classes, from one pool without putting any back, so that they are
-disjoint, and finds its own plan. ``python benchmarks/calibrate.py compare`` sets plans side by side on new images. All
-write into one result file.
+disjoint, and finds its own plan. ``python benchmarks/calibrate.py compare`` sets plans side by side on new images, and
+``python benchmarks/calibrate.py foretold W...`` asks journals how well some images tell of others. All write into one
+result file.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from safetensors.torch import load_file
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 import sparvar
 from sparvar.calibrate import Budget, Effort, load_subject
 from sparvar.calibrate import run as calibration
-from sparvar.calibrate.difficulty import detail
+from sparvar.calibrate.difficulty import detail, easier
 from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.runner import Measured, Runner, together
 from sparvar.calibrate.trials import Held
@@ -66,10 +68,10 @@ def add(out: Path, part: str, found: dict[str, Any]) -> None:
     write_whole(out, (json.dumps(stored, indent=1) + "\n").encode())
 
 
-def calibrate_anew(folder: Path, min_psnr: float, out: Path) -> float:
+def calibrate_anew(folder: Path, min_psnr: float, out: Path, quick: bool = False) -> float:
     """Run the command as a user does, from empty caches; seconds.
 
-    Part ``memory`` of the result: its peak beside that of a process that generates densely.
+    Part ``memory`` (or ``memory_quick``) of the result: its peak beside that of a process that generates densely.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "labels.txt"
@@ -82,11 +84,12 @@ def calibrate_anew(folder: Path, min_psnr: float, out: Path) -> float:
         }
         _, dense = peak_of([sys.executable, "-c", DENSE], environment)
         arguments = ["calibrate", "zoo:landscape", "--prompts", str(prompts), "--min-psnr", str(min_psnr)]
+        arguments += ["--quick"] if quick else []
         plan = folder / "plan.json"
         seconds, peak = peak_of([sys.executable, "-m", "sparvar.tools", *arguments, "--out", str(plan)], environment)
     digest = json.loads((folder / "calibration.json").read_text())["digest"]
     found = {"min_psnr": min_psnr, "peak_bytes": peak, "dense_peak_bytes": dense, "memory_ratio": peak / dense}
-    add(out, "memory", {**found, "digest": digest})
+    add(out, "memory_quick" if quick else "memory", {**found, "digest": digest})
     return seconds
 
 
@@ -104,10 +107,11 @@ def memory(
 def command(
     folder: Annotated[Path, typer.Option(help="Where the plan and its reports are left.")],
     min_psnr: float = 32.0,
+    quick: bool = False,
     out: Path = OUT,
 ) -> None:
     """The command from empty caches."""
-    seconds = calibrate_anew(folder, min_psnr, out)
+    seconds = calibrate_anew(folder, min_psnr, out, quick)
     report = json.loads((folder / "calibration.json").read_text())
     held, predicted = report["held_out"], report["predicted"]
     rows = {
@@ -121,7 +125,7 @@ def command(
     }
     add(
         out,
-        "command",
+        "command_quick" if quick else "command",
         {
             "min_psnr": min_psnr,
             "seconds": seconds,
@@ -264,6 +268,58 @@ def compare(
 def spread(values: list[float]) -> dict[str, float]:
     """Median and extremes."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+@app.command()
+def foretold(
+    works: Annotated[list[Path], typer.Argument(help="Journals (PLAN.work) of calibrations.")],
+    draws: int = 200,
+    out: Path = OUT,
+) -> None:
+    """How well half of a plan's images tells the mean PSNR of the other half, with their detail and without.
+
+    A bootstrap over seeds and classes: halves are drawn at random from the check and held-out images of each plan.
+    """
+    plans: list[tuple[list[float], list[float]]] = []
+    for work in works:
+        psnr: dict[str, dict[str, float]] = {}
+        for line in (work / "journal.jsonl").read_text().splitlines()[1:]:
+            entry = json.loads(line)
+            stage, _, rest = entry["key"].partition("/")
+            digest, _, number = rest.partition("/")
+            if stage in ("check", "held") and number.isdigit():
+                psnr.setdefault(digest, {})[f"{stage}-{number}"] = -10 * math.log10(entry["value"]["mse"])
+        details = {
+            image: detail(load_file(work / f"{image}.safetensors")["image"])
+            for image in sorted({image for images in psnr.values() for image in images})
+        }
+        plans += [
+            ([details[image] for image in images], list(images.values()))
+            for images in psnr.values()
+            if len(images) >= 16
+        ]
+    chance = random.Random(0)
+    errors: dict[str, list[float]] = {"mean": [], "mean_and_detail": []}
+    for known, values in plans:
+        for _ in range(draws):
+            order = list(range(len(values)))
+            chance.shuffle(order)
+            half, rest = order[: len(order) // 2], order[len(order) // 2 :]
+            mean = statistics.mean(values[at] for at in half)
+            more = easier([known[at] for at in half], [values[at] for at in half], [known[at] for at in rest])
+            wanted = statistics.mean(values[at] for at in rest)
+            errors["mean"].append(mean - wanted)
+            errors["mean_and_detail"].append(mean + more - wanted)
+    found = {
+        name: {
+            "standard_deviation_db": statistics.pstdev(values),
+            "within_1_db": sum(abs(value) <= 1 for value in values) / len(values),
+        }
+        for name, values in errors.items()
+    }
+    correlations = [statistics.correlation(*plan) for plan in plans]
+    print(json.dumps(found, indent=1))
+    add(out, "foretold", {"plans": len(plans), "draws": draws, "correlation": spread(correlations), **found})
 
 
 @app.command()

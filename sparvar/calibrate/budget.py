@@ -50,13 +50,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Effort:
-    """Generations of every step."""
+    """Generations of every step.
+
+    ``fine`` is whether layers, pruning of two scales together and the shipped plan are measured, too.
+    """
 
     observed: int = 2
     probes: int = 1
     checks: int = 8
     held_out: int = 8
     rounds: int = 4
+    fine: bool = True
+
+    @classmethod
+    def quick(cls, images: int = 3) -> Effort:
+        """A coarse search: fewer images leave a wider margin above the budget, and so a slower plan."""
+        return cls(observed=1, checks=images, held_out=images, rounds=2, fine=False)
 
 
 __all__ = ["Budget", "Effort"]

@@ -114,7 +114,7 @@ def choose_compression(
         must = f"hold at most {100 * share:.3g} % of the KV cache at {min_psnr:g} dB"
         raise SparvarError(message("plan", must, got, "allow a larger cache, or less quality"))
     say("timing dense attention over what is left of the cache")
-    measured = runner.measure(plans[best], "probe", probes)
+    measured = runner.timed_dense(plans[best], probes)
     shares = {name: {"psnr_db": each.mean_psnr, "held_share": held_share(plans[name])} for name, each in tried.items()}
     return Compression(plans[best], measured, shares)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from sparvar.calibrate.budget import Effort
 from sparvar.calibrate.reductions import (
     Effects,
     Reduction,
@@ -14,14 +15,14 @@ from sparvar.calibrate.reductions import (
     skipped_pruned_candidates,
     source_candidates,
 )
-from sparvar.calibrate.runner import DENSE_REPEATS, Runner
+from sparvar.calibrate.runner import Runner
 from sparvar.scale_plans import Plan
 
 
 def measure_effects(
-    runner: Runner, base: Plan, probes: int, say: Callable[[str], None], *, prune: bool = True, skip: bool = False
+    runner: Runner, base: Plan, effort: Effort, say: Callable[[str], None], *, prune: bool = True, skip: bool = False
 ) -> Effects:
-    """Image MSE of every reduction alone, with dense attention, in ``probes`` generations each.
+    """Image MSE of every reduction alone, with dense attention, in ``effort.probes`` generations each.
 
     Sources are compared at one share of tokens; the other shares are measured from the one that does best. Of the
     scales from which guidance may go every other one is measured: the damage of those between is the geometric mean of
@@ -30,7 +31,7 @@ def measure_effects(
     Args:
         runner: draws.
         base: the all-dense plan.
-        probes: generations of each.
+        effort: generations of each; two scales are pruned together where it is ``fine``.
         say: hears of progress.
         prune: tokens may be left out.
         skip: scales may be.
@@ -38,7 +39,8 @@ def measure_effects(
     Raises:
         CaptureError: ``skip``, and the model's images cannot be decoded before its last scale.
     """
-    dense = runner.measure(base, "probe", probes, repeats=DENSE_REPEATS)
+    probes = effort.probes
+    dense = runner.timed_dense(base, probes)
     damage: dict[Reduction, float] = {}
 
     def measure(what: str, found: Sequence[Reduction]) -> None:
@@ -61,7 +63,7 @@ def measure_effects(
         best = min(sources, key=lambda each: damage[each])
         assert best.pruned is not None
         back = base.scales - best.pruned.source
-        measure("tokens", pruned_candidates(base, best.pruned.source))
+        measure("tokens", pruned_candidates(base, best.pruned.source, effort.fine))
     skipped = skipped_candidates(base) if skip else []
     measure("scales", skipped)
     if prune:

@@ -14,12 +14,12 @@ from sparvar.scale_plans import Plan, Provenance, Thresholds, default_for, find_
 from sparvar.version import __version__
 
 
-def comparison_plans(base: Plan) -> dict[str, Plan]:
-    """The paper's fixed setting (SparVAR), and the shipped plan of the model where there is one."""
+def comparison_plans(base: Plan, shipped: bool = True) -> dict[str, Plan]:
+    """The paper's fixed setting (SparVAR), and the ``shipped`` plan of the model where there is one."""
     plans = {"paper": default_for(base)}
-    shipped = find_plan(base.model.fingerprint)
-    if shipped is not None:
-        plans["shipped"] = shipped
+    known = find_plan(base.model.fingerprint) if shipped else None
+    if known is not None:
+        plans["shipped"] = known
     return plans
 
 

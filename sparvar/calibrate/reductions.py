@@ -110,11 +110,11 @@ def source_candidates(base: Plan) -> list[Reduction]:
     return _possible(base, found)
 
 
-def pruned_candidates(base: Plan, source: int) -> list[Reduction]:
-    """The last scale, and the two last ones, pruned from the source that did best."""
+def pruned_candidates(base: Plan, source: int, pairs: bool = True) -> list[Reduction]:
+    """The last scale, and with ``pairs`` the two last ones, pruned from the source that did best."""
     last = base.scales
     found = [Reduction(pruned=Pruned(source, ((last, keep),))) for keep in KEEPS]
-    if source < last - 1:
+    if pairs and source < last - 1:
         found += [Reduction(pruned=Pruned(source, ((last - 1, early), (last, keep)))) for early, keep in PAIRS]
     return _possible(base, found)
 

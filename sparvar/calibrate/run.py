@@ -29,7 +29,7 @@ from sparvar.calibrate.outcome import comparison_plans, finished_plan
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.pruning import choose_thresholds
 from sparvar.calibrate.reductions import Effects, as_record, expanded
-from sparvar.calibrate.runner import DENSE_REPEATS, Measured, Runner, split_prompts
+from sparvar.calibrate.runner import Measured, Runner, split_prompts
 from sparvar.calibrate.solver import Case
 from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
 from sparvar.calibrate.subject import Subject
@@ -294,7 +294,8 @@ class _Steps:
 
     def _budgets(self, scale: int) -> tuple[float, ...]:
         """Budgets at which a scale alone is sparse: how much less more keys lose is seen at the last two scales."""
-        return PROBE_BUDGETS if scale >= self.base.scales - 1 else PROBE_BUDGETS[:1]
+        seen = (self.base.scales - 1, self.base.scales) if self.effort.fine else (self.base.scales - 1,)
+        return PROBE_BUDGETS if scale in seen else PROBE_BUDGETS[:1]
 
     def _sensitivity(self, sites: Sites) -> Sensitivity:
         every = range(self.layers)
@@ -308,11 +309,11 @@ class _Steps:
         at = max(self.space.first, self.base.scales - 1)
         groups: dict[tuple[int, ...], float] = {}
         size = math.ceil(self.layers / LAYER_GROUPS)
-        name = ""
-        for start in range(0, self.layers, size):
+        name = self._alone(at, LAYER_BUDGET, every)[1]
+        for start in range(0, self.layers, size) if self.effort.fine else ():
             group = tuple(range(start, min(start + size, self.layers)))
             self.say(f"how much layers {group[0]} to {group[-1]} matter")
-            plan, name = self._alone(at, LAYER_BUDGET, group)
+            plan, _ = self._alone(at, LAYER_BUDGET, group)
             groups[group] = self._probe(plan).damage
         return fit(sites, self.layers, by_scale, (at, name, groups))
 
@@ -323,7 +324,7 @@ class _Steps:
         return measure_effects(
             self.runner,
             self.base,
-            self.effort.probes,
+            self.effort,
             self.say,
             prune=self.budget.max_kv is None,
             skip=self.skip,
@@ -339,7 +340,7 @@ class _Steps:
         return choose_compression(self.runner, self.base, share, probes, self.budget.min_psnr, self.say)
 
     def _timed_dense(self) -> Measured:
-        return self.runner.measure(self.base, "probe", self.effort.probes, repeats=DENSE_REPEATS)
+        return self.runner.timed_dense(self.base, self.effort.probes)
 
     def _whole_generations(self, table: CostTable, sites: Sites) -> None:
         """Correct the table by what its sites took in whole generations.
@@ -371,7 +372,7 @@ class _Steps:
     def _others(self, attempt: int) -> dict[str, Measured]:
         """The paper's fixed setting, and the shipped plan where there is one, on the held-out images."""
         found = {}
-        for name, plan in comparison_plans(self.base).items():
+        for name, plan in comparison_plans(self.base, shipped=self.effort.fine).items():
             self.say(f"held-out images of the {name} plan")
             begin = attempt * self.effort.held_out
             found[name] = self.runner.measure(plan, "held", self.effort.held_out, begin)

@@ -101,6 +101,20 @@ def test_tokens_and_rows_are_left_out_where_the_budget_allows(folder: Path) -> N
     (folder / "plan.json").write_bytes((folder / "first.json").read_bytes())
 
 
+def test_a_quick_search_measures_less_and_holds_the_budget(folder: Path) -> None:
+    quick = folder / "quick"  # its own journal: nothing is known that it would not measure
+    environment = {"SPARVAR_CACHE_DIR": str(folder / "cache"), "COLUMNS": "200"}
+    done = CliRunner().invoke(app, arguments_of(quick, "--min-psnr", "8", "--reduce", "--quick"), env=environment)
+    assert done.exit_code == 0, done.stderr
+    found = report(quick)
+    assert set(found["sensitivity"]["weights"]) == {1.0}  # no layers were told apart
+    tried = [each["pruned"]["keep"] for each in found["left_out"]["reductions"] if each["pruned"]]
+    assert tried and all(len(keep) == 1 for keep in tried)
+    assert found["held_out"]["psnr_db_mean"] >= 8 and len(found["trials"]) <= 2
+    lines = (quick / "plan.json.work" / "journal.jsonl").read_text().splitlines()
+    assert len(lines) < len((folder / "plan.json.work" / "journal.jsonl").read_text().splitlines())
+
+
 def test_scales_are_skipped_where_asked_and_the_budget_allows(folder: Path) -> None:
     done = run(folder, "--min-psnr", "7", "--reduce", "--skip-scales", "--resume")
     assert done.exit_code == 0, done.output
