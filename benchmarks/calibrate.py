@@ -151,12 +151,10 @@ class PoolRunner(Runner):
         first = begin if stage == "check" else begin + len(self.order) // 3
         return [detail(self.dense("check", number)) for number in self.order[first : first + count]]
 
-    def measure(
-        self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "", repeats: int = 0
-    ) -> Measured:
+    def measure(self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "") -> Measured:
         """As the runner's, but for images of the pool."""
         if stage not in ("check", "held"):
-            return super().measure(plan, stage, count, begin, inner, repeats)
+            return super().measure(plan, stage, count, begin, inner)
         first = begin if stage == "check" else begin + len(self.order) // 3
         numbers = self.order[first : first + count]
         if len(numbers) < count:

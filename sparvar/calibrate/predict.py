@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,12 @@ class Sensitivity:
     weights: tuple[float, ...]
     factors: dict[int, float]
     powers: dict[int, float]
+
+    def of(self, scales: Iterable[int]) -> Sensitivity:
+        """The same for all of ``scales``: one that was not probed takes the law of the nearest, the later of two."""
+        near = {scale: min(self.factors, key=lambda known: (abs(known - scale), -known)) for scale in scales}
+        factors, powers = ({scale: table[at] for scale, at in near.items()} for table in (self.factors, self.powers))
+        return Sensitivity(self.weights, factors, powers)
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,11 @@ class _Steps:
     def _targets(self) -> range:
         return range(self.space.first, self.base.scales + 1)
 
+    def _probed(self) -> range:
+        """Scales that are sparse alone in some generation: all that may be sparse, or the last two."""
+        first = self.space.first
+        return range(first if self.effort.fine else max(first, self.base.scales - 1), self.base.scales + 1)
+
     def _budgets(self, scale: int) -> tuple[float, ...]:
         """Budgets at which a scale alone is sparse: how much less more keys lose is seen at the last two scales."""
         seen = (self.base.scales - 1, self.base.scales) if self.effort.fine else (self.base.scales - 1,)
@@ -300,7 +305,7 @@ class _Steps:
     def _sensitivity(self, sites: Sites) -> Sensitivity:
         every = range(self.layers)
         by_scale: dict[int, list[tuple[str, float]]] = {}
-        for scale in self._targets():
+        for scale in self._probed():
             self.say(f"how much scale {scale} matters")
             by_scale[scale] = []
             for budget in self._budgets(scale):
@@ -315,7 +320,7 @@ class _Steps:
             self.say(f"how much layers {group[0]} to {group[-1]} matter")
             plan, _ = self._alone(at, LAYER_BUDGET, group)
             groups[group] = self._probe(plan).damage
-        return fit(sites, self.layers, by_scale, (at, name, groups))
+        return fit(sites, self.layers, by_scale, (at, name, groups)).of(self._targets())
 
     def _reductions(self) -> Effects | None:
         """What leaving out tokens and rows does, each alone; None where calibration may not leave any out."""
@@ -349,10 +354,12 @@ class _Steps:
         both. Neither is compiled, which the difference hardly shows: what is around attention is the same in both.
         """
         self.say("timing dense generations")
-        table.dense_seconds = self._timed_dense().median_seconds
-        dense = self._probe(self.base)
+        dense = self._timed_dense()
+        table.dense_seconds = dense.median_seconds
+        if self.runner.dense_inner != "eager":
+            dense = self._probe(self.base)
         decided: dict[int, list[float]] = {}
-        for scale in self._targets():
+        for scale in self._probed():
             gaps = []
             for budget in self._budgets(scale):
                 plan, name = self._alone(scale, budget, range(self.layers))

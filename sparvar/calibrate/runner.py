@@ -32,8 +32,6 @@ TIMED = 4
 """Generations of which one may go untimed, because it compiles; of fewer each is timed, after one that warms up."""
 STAGES = {"observe": 0, "probe": 0, "check": 1000, "held": 2000}
 """Stage to first seed: what is observed, checked and held out never shares a seed."""
-DENSE_REPEATS = 1
-"""Dense generations that are timed."""
 LEAST_MSE = 1e-10
 """Images that are equal count as 100 dB."""
 SSIM_WINDOW = 11
@@ -170,7 +168,7 @@ class Runner:
         give_back()  # what the plan before left: over dozens of plans holes would add up to more than a generation
         compile(self.subject.model, plan, inner=inner or self.inner)
         self._attached = mark
-        if inner:
+        if "eager" in (inner, self.inner):
             return False
         kinds = {
             (plan.kind(scale, layer), scale) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers))
@@ -208,12 +206,8 @@ class Runner:
         record: dict[str, Any] = self.journal.get(f"{key}/{number}", measure)
         return record
 
-    def measure(
-        self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "", repeats: int = 0
-    ) -> Measured:
+    def measure(self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "") -> Measured:
         """``count`` generations of a plan from number ``begin`` of a stage.
-
-        With ``repeats`` the first is drawn so many times more, and seconds are those of the repeats.
 
         ``inner`` "eager" where the images matter, or how seconds compare with those of another plan run so: nothing is
         compiled for a plan that runs a few times.
@@ -224,8 +218,12 @@ class Runner:
         records = [self.one(plan, stage, number, inner, alone) for number in range(begin, begin + count)]
         if all(record["seconds"] is None for record in records):  # of a run that was killed after every one of them
             records[0] = self.one(plan, stage, begin, inner, True, "/again")
-        again = [self.one(plan, stage, begin, inner, True, f"/again {number}") for number in range(1, repeats + 1)]
-        return together(records, again)
+        return together(records)
+
+    @property
+    def dense_inner(self) -> str:
+        """What compiles dense generations that are timed."""
+        return "eager" if next(self.subject.model.parameters()).device.type == "cpu" else ""
 
     def timed_dense(self, base: Plan, count: int) -> Measured:
         """Seconds of dense generations and their sites, with the heap as users have it.
@@ -233,8 +231,8 @@ class Runner:
         A processor takes as long for their graphs uncompiled (20.4 and 20.6 s on the shipped model), so that nothing is
         compiled for them there; a GPU does not.
         """
-        inner = "eager" if next(self.subject.model.parameters()).device.type == "cpu" else ""
-        return self.measure(base, "probe", count, inner=inner, repeats=DENSE_REPEATS)
+        records = [self.one(base, "probe", number, self.dense_inner, True, "/timed") for number in range(count)]
+        return together(records)
 
     def one(
         self, plan: Plan, stage: str, number: int, inner: str = "", warm: bool = True, mark: str = ""
@@ -370,14 +368,13 @@ def _same(decoded: Tensor, image: Tensor) -> bool:
     return decoded.numel() == image.numel() and torch.allclose(decoded.reshape(image.shape), image, atol=1e-4)
 
 
-def together(records: Sequence[dict[str, Any]], again: Sequence[dict[str, Any]] = ()) -> Measured:
-    """One `Measured` of the records of `Runner.one`, with the times of ``again`` where there are any."""
-    timed = again or records
+def together(records: Sequence[dict[str, Any]]) -> Measured:
+    """One `Measured` of the records of `Runner.one`."""
     ssim = [record["ssim"] for record in records]
-    scales = set.intersection(*({int(scale) for scale in record["took"]} for record in timed))
+    scales = set.intersection(*({int(scale) for scale in record["took"]} for record in records))
     return Measured(
         tuple(record["mse"] for record in records),
-        tuple(record["seconds"] for record in timed if record["seconds"] is not None),
+        tuple(record["seconds"] for record in records if record["seconds"] is not None),
         tuple(value for value in ssim if value is not None) if None not in ssim else (),
-        {scale: statistics.median(record["took"][str(scale)] for record in timed) for scale in sorted(scales)},
+        {scale: statistics.median(record["took"][str(scale)] for record in records) for scale in sorted(scales)},
     )

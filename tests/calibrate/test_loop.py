@@ -1,4 +1,4 @@
-"""What the loop says where it gives up."""
+"""What the loop says where it gives up, and what it is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sparvar.calibrate.loop import Loop
-from sparvar.calibrate.runner import Measured
+from sparvar.calibrate.predict import Sensitivity
+from sparvar.calibrate.runner import Measured, together
 from sparvar.calibrate.trials import Trial
 from tests.calibrate.reports import base_plan, make_plan
 
@@ -28,3 +29,21 @@ def test_an_all_dense_plan_names_the_best_that_was_run(timed: bool, seconds: str
 def test_a_sparse_plan_and_a_loop_that_ran_nothing_name_none() -> None:
     assert Loop.nearest_run(given(make_plan(), 30.0)) is None
     assert Loop.nearest_run(given(base_plan(6))) is None
+
+
+def test_a_scale_that_was_not_probed_takes_the_law_of_the_nearest() -> None:
+    known = Sensitivity((1.0, 2.0), {11: 0.1, 13: 0.3}, {11: 0.2, 13: 0.5})
+    found = known.of(range(9, 14))
+    assert found.factors == {9: 0.1, 10: 0.1, 11: 0.1, 12: 0.3, 13: 0.3}
+    assert found.powers == {9: 0.2, 10: 0.2, 11: 0.2, 12: 0.5, 13: 0.5} and found.weights == known.weights
+
+
+def test_the_image_in_which_a_plan_was_compiled_counts_for_quality_alone() -> None:
+    records = [
+        {"mse": 1e-3, "seconds": None, "ssim": 0.9, "took": {}},
+        {"mse": 1e-4, "seconds": 2.0, "ssim": 0.95, "took": {}},
+        {"mse": 1e-5, "seconds": 4.0, "ssim": 0.97, "took": {}},
+    ]
+    found = together(records)
+    assert found.mean_psnr == pytest.approx(40) and len(found.ssim) == 3
+    assert found.seconds == (2.0, 4.0) and found.median_seconds == 3.0
