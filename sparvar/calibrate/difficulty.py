@@ -1,6 +1,6 @@
 """How hard images are for a plan, told from the model's own images: what is detailed loses more.
 
-Plans lose detail first, and images of one model differ in how much they have. Over 13 plans of the shipped model and 16
+Plans lose detail first, and images of one model differ in how much they have. Over 15 plans of the shipped model and 16
 images the PSNR of an image goes with the logarithm of its fine detail (correlation -0.57 to -0.89, median -0.7), 0.17
 to 0.48 of 4.34 dB per nat. So the mean of some images tells more of the mean of others if their detail is counted in.
 """
