@@ -143,10 +143,8 @@ def _found(plan: sparvar.Plan, report: dict[str, Any]) -> str:
 def _table(report: dict[str, Any]) -> str:
     held, predicted, dense = report["held_out"], report["predicted"], report["costs"]["dense_seconds"]
     of_predicted = {"psnr_db_mean": predicted.get("psnr_db"), "seconds_median": predicted.get("seconds")}
-    lines = [("predicted before the check", of_predicted)]
-    if report.get("checked"):
-        lines.append(("measured, images of the check", report["checked"]))
-    lines.append(("measured, new images", held))
+    lines = [("measured, images of the check", report["checked"])] if report.get("checked") else []
+    lines += [("predicted for new images", of_predicted), ("measured, new images", held)]
     names = {"paper": "the paper's fixed setting", "shipped": "the shipped plan"}
     lines += [(names.get(name, f"{name} plan"), other) for name, other in (report.get("others") or {}).items()]
     similar = any("ssim_mean" in found for _, found in lines)
