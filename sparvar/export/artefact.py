@@ -44,8 +44,9 @@ from sparvar.backend import resolve_plan
 from sparvar.errors import OptionError, OutputError, SparvarWarning, message
 from sparvar.export.families import Family, family_of
 from sparvar.export.formats.aoti import disk_error
+from sparvar.export.formats.aoti_worker import rounds
 from sparvar.export.formats.specs import tensor_spec
-from sparvar.export.golden import drawn_image, golden_inputs, run_traced
+from sparvar.export.golden import differences, drawn_image, golden_inputs, run_traced
 from sparvar.export.programs import Generation, record_blocks
 from sparvar.export.readme import readme
 from sparvar.passes import fingerprint
@@ -57,6 +58,8 @@ FORMATS = ("aoti", "onnx", "tensorrt")
 GOLDEN_SEED = 7
 LEAST_PSNR = 45.0
 """dB that the golden image must have when it is drawn again: a sampled bit may flip on the last digit."""
+LAST_BIT = 2.0**-8
+"""Of bfloat16, relative to a number."""
 Say = Callable[[str, float], None]
 """(what is being done, share of the whole that is finished)."""
 
@@ -195,11 +198,24 @@ def _fill(folder: Path, work: Path, family: Family, plan: Plan, asked: Export, s
     manifest = _measured(folder, manifest, recording)
     say("drawing the golden image with the programs", 0.99)
     drawn = drawn_image(folder, manifest, Request(dict(recording), GOLDEN_SEED, manifest.images))
-    if drawn is not None and psnr(drawn, image) < LEAST_PSNR:
+    if drawn is not None and psnr(drawn, image) < LEAST_PSNR and _only_rounds(folder, manifest, traced, inputs):
         manifest = _with_own_image(folder, manifest, golden, drawn, psnr(drawn, image))
     (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
     manifest = dataclasses.replace(manifest, files={**manifest.files, "README.md": _file(folder / "README.md")})
     (folder / "manifest.json").write_text(manifest.check().dumps(), encoding="utf-8")
+
+
+def _only_rounds(
+    folder: Path, manifest: Manifest, traced: Mapping[str, tuple[Generation, Any]], inputs: Mapping[str, Tensor]
+) -> bool:
+    """Whether programs compute in 16 bits, and each agrees with the traced one to what such a number rounds."""
+    if "aoti" not in traced:
+        return False
+    made = traced["aoti"][0]
+    if not any(rounds(program.exported) for program in made.programs.values()):
+        return False
+    found = differences(made, Artefact(folder, manifest, "aoti"), inputs, GOLDEN_SEED)
+    return max(found.values()) <= LAST_BIT
 
 
 def _with_own_image(

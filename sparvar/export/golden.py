@@ -63,6 +63,33 @@ def drawn_image(folder: Path, manifest: Manifest, request: Request) -> Tensor | 
     return None
 
 
+def differences(made: Generation, artefact: Artefact, inputs: Mapping[str, Tensor], seed: int) -> dict[str, float]:
+    """Largest difference of each program's outputs, compiled and traced, on what the traced ones were given.
+
+    Relative to the largest value of an output, at least 1, and of integers the share that differ. ``artefact`` is in
+    the format ``aoti``.
+    """
+    worst: dict[str, float] = {}
+
+    def both(name: str, module: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Tensor) -> Any:
+            copies = [each.clone() for each in given]
+            wanted = module(*given)
+            outputs = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
+            for found, each in zip(artefact.programs[name](copies), outputs, strict=True):
+                if each.dtype.is_floating_point:
+                    error = float((found.double() - each.double()).abs().max() / each.double().abs().max().clamp_min(1))
+                else:
+                    error = float((found != each).double().mean())
+                worst[name] = max(error, worst.get(name, 0.0))
+            return wanted
+
+        return run
+
+    run_traced(made, inputs, seed, both)
+    return worst
+
+
 def run_traced(
     made: Generation,
     inputs: Mapping[str, Tensor],

@@ -193,6 +193,10 @@ def test_programs_whose_sampled_bits_flip(exported: Exported, tmp_path: Path, mo
     )
     traced = exporting.run_traced
     monkeypatch.setattr(exporting, "run_traced", lambda *arguments: 0.9 * traced(*arguments))
+    # Of programs in fp32 another image is a fault, and verify says so.
+    export_artefact(least(), least_plan(), tmp_path / "fault", images=2)
+    assert "the golden image" in verify(tmp_path / "fault").problems[0]
+    monkeypatch.setattr(exporting, "rounds", lambda program: True)
     target = tmp_path / "artefact"
     with pytest.warns(SparvarWarning, match="dB of the model's own golden image"):
         export_artefact(least(), least_plan(), target, images=2)

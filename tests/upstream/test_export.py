@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from torch import Tensor
 
 import sparvar
 from sparvar.artefact import load, verify
-from sparvar.artefact.load import Artefact
 from sparvar.artefact.verify import psnr
 from sparvar.export import export_artefact, family_of
 from sparvar.export.families import Family
-from sparvar.export.golden import golden_inputs, run_traced
-from sparvar.export.programs import Generation, build, record_blocks
+from sparvar.export.golden import differences, golden_inputs, run_traced
+from sparvar.export.programs import build, record_blocks
 from sparvar.scale_plans import Plan
 from tests.upstream import hart_models, infinity_models, var_models
 from tests.upstream.checkouts import family_imports
@@ -84,46 +83,31 @@ def test_programs_give_the_image_of_the_in_process_path(name: str) -> None:
         torch.testing.assert_close(image, in_process(family, plan, inputs, 3), rtol=0, atol=1e-3)
 
 
-def forced(made: Generation, artefact: Artefact, inputs: dict[str, Tensor], seed: int) -> dict[str, float]:
-    """Largest difference of each program's outputs, compiled and traced, on what the traced ones were given.
-
-    Relative to the largest value of an output, and of integers the share that differ.
-    """
-    worst: dict[str, float] = {}
-
-    class Both:
-        def __init__(self, name: str, module: Any) -> None:
-            self.name, self.module = name, module
-
-        def __call__(self, *given: Any) -> Any:
-            copies = [each.clone() for each in given]
-            wanted = self.module(*given)
-            outputs = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
-            for found, each in zip(artefact.programs[self.name](copies), outputs, strict=True):
-                if each.dtype.is_floating_point:
-                    error = float((found.double() - each.double()).abs().max() / each.double().abs().max().clamp_min(1))
-                else:
-                    error = float((found != each).double().mean())
-                worst[self.name] = max(error, worst.get(self.name, 0.0))
-            return wanted
-
-    run_traced(made, inputs, seed, Both)
-    return worst
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in the order that does not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["VAR", "Infinity"])
 def test_an_artefact(name: str, tmp_path: Path) -> None:
     with family_imports(name):
         family, plan, inputs = FAMILIES[name]()
-        wanted = in_process(family, plan, inputs, 7)
+        with one_thread():
+            wanted = in_process(family, plan, inputs, 7)
         export_artefact(family, plan, tmp_path / "artefact", inputs=inputs)
         artefact = load(tmp_path / "artefact")
         recorded = golden_inputs(family, inputs)
         programs = build(family, plan, record_blocks(family, plan, recorded), recorded)
-        differences = forced(programs, artefact, recorded, 7)
+        found = differences(programs, artefact, recorded, 7)
     # Infinity rounds to bf16: where a sum falls between two of its numbers, the last digit of fp32 decides which.
     most = 1e-3 if name == "Infinity" else 1e-4
-    assert set(differences) == set(artefact.programs) and max(differences.values()) < most, differences
+    assert set(found) == set(artefact.programs) and max(found.values()) < most, found
     report = verify(tmp_path / "artefact")
     assert report.ok, report.problems
     given = {spec.name: inputs[spec.name] for spec in family.inputs if spec.kind == "tensor"}
@@ -132,6 +116,6 @@ def test_an_artefact(name: str, tmp_path: Path) -> None:
     image = artefact.generate(*first, seed=7, **given, **numbers)
     if name == "Infinity":
         # It computes in bf16: with one thread more its own image has 46 dB of what it was, as sampled bits flip.
-        assert psnr(image, wanted) > 40
+        assert report.model_psnr_db is None and psnr(image, wanted) >= 45
     else:
         torch.testing.assert_close(image, wanted, rtol=0, atol=1e-3)

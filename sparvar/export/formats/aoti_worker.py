@@ -59,12 +59,16 @@ def compile_program(source: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def settings_of(exported: ExportedProgram) -> dict[str, Any]:
-    """Inductor's settings for a program."""
+def rounds(exported: ExportedProgram) -> bool:
+    """Whether a program holds 16-bit tensors."""
     metas = [node.meta.get("val") for node in exported.graph.nodes]
     tensors = [each for meta in metas for each in (meta if isinstance(meta, list | tuple) else [meta])]
-    rounds = any(getattr(each, "dtype", None) in (torch.bfloat16, torch.float16) for each in tensors)
-    return SETTINGS | ROUNDED if rounds else dict(SETTINGS)
+    return any(getattr(each, "dtype", None) in (torch.bfloat16, torch.float16) for each in tensors)
+
+
+def settings_of(exported: ExportedProgram) -> dict[str, Any]:
+    """Inductor's settings for a program."""
+    return SETTINGS | ROUNDED if rounds(exported) else dict(SETTINGS)
 
 
 def examples(exported: ExportedProgram) -> tuple[torch.Tensor, ...]:
