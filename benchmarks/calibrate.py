@@ -31,13 +31,15 @@ from safetensors.torch import load_file
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 import sparvar
-from sparvar.calibrate import Budget, Effort, load_subject
+from sparvar.calibrate import Budget, load_subject
 from sparvar.calibrate import run as calibration
+from sparvar.calibrate.budget import MOST_IMAGES
 from sparvar.calibrate.difficulty import detail, easier
 from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.runner import Measured, Runner, together
 from sparvar.calibrate.trials import Held
 from sparvar.scale_plans import Plan, load_plan, write_whole
+from sparvar.tools.cmd_calibrate import EFFORTS, Search
 from sparvar.tools.machine import machine
 from sparvar.zoo import CLASSES
 
@@ -68,10 +70,10 @@ def add(out: Path, part: str, found: dict[str, Any]) -> None:
     write_whole(out, (json.dumps(stored, indent=1) + "\n").encode())
 
 
-def calibrate_anew(folder: Path, min_psnr: float, out: Path, quick: bool = False) -> float:
+def calibrate_anew(folder: Path, min_psnr: float, out: Path, effort: Search = Search.auto) -> float:
     """Run the command as a user does, from empty caches; seconds.
 
-    Part ``memory`` (or ``memory_quick``) of the result: its peak beside that of a process that generates densely.
+    Part ``memory_auto``, or of another effort, of the result: its peak beside that of a process that generates densely.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "labels.txt"
@@ -84,12 +86,12 @@ def calibrate_anew(folder: Path, min_psnr: float, out: Path, quick: bool = False
         }
         _, dense = peak_of([sys.executable, "-c", DENSE], environment)
         arguments = ["calibrate", "zoo:landscape", "--prompts", str(prompts), "--min-psnr", str(min_psnr)]
-        arguments += ["--quick"] if quick else []
+        arguments += ["--effort", effort.value]
         plan = folder / "plan.json"
         seconds, peak = peak_of([sys.executable, "-m", "sparvar.tools", *arguments, "--out", str(plan)], environment)
     digest = json.loads((folder / "calibration.json").read_text())["digest"]
     found = {"min_psnr": min_psnr, "peak_bytes": peak, "dense_peak_bytes": dense, "memory_ratio": peak / dense}
-    add(out, "memory_quick" if quick else "memory", {**found, "digest": digest})
+    add(out, f"memory_{effort.value}", {**found, "digest": digest})
     return seconds
 
 
@@ -97,21 +99,22 @@ def calibrate_anew(folder: Path, min_psnr: float, out: Path, quick: bool = False
 def memory(
     folder: Annotated[Path, typer.Option(help="Where the plan and its reports are left.")],
     min_psnr: float = 32.0,
+    effort: Search = Search.auto,
     out: Path = OUT,
 ) -> None:
     """Only the memory that the command takes, which other work on the machine does not change as it does seconds."""
-    calibrate_anew(folder, min_psnr, out)
+    calibrate_anew(folder, min_psnr, out, effort)
 
 
 @app.command()
 def command(
     folder: Annotated[Path, typer.Option(help="Where the plan and its reports are left.")],
     min_psnr: float = 32.0,
-    quick: bool = False,
+    effort: Search = Search.auto,
     out: Path = OUT,
 ) -> None:
     """The command from empty caches."""
-    seconds = calibrate_anew(folder, min_psnr, out, quick)
+    seconds = calibrate_anew(folder, min_psnr, out, effort)
     report = json.loads((folder / "calibration.json").read_text())
     held, predicted = report["held_out"], report["predicted"]
     rows = {
@@ -125,9 +128,10 @@ def command(
     }
     add(
         out,
-        "command_quick" if quick else "command",
+        f"command_{effort.value}",
         {
             "min_psnr": min_psnr,
+            "effort": report["effort"],
             "seconds": seconds,
             "predicted": predicted,
             "predicted_over_measured_seconds": predicted["seconds"] / held["seconds_median"],
@@ -197,7 +201,7 @@ class Steps(calibration._Steps):
             used |= set(order[first : first + self.effort.held_out * held.attempts])
             rest = [each for each in order if each not in used]
             self.runner.order = rest
-            fresh = self.runner.measure(loop.chosen.plan, "check", min(len(rest), self.effort.held_out))
+            fresh = self.runner.measure(loop.chosen.plan, "check", min(len(rest), MOST_IMAGES))
             predicted = loop.chosen.predicted() | {"psnr_db": held.expected, "easier_db": held.easier}
             self.found.append(
                 {
@@ -205,6 +209,7 @@ class Steps(calibration._Steps):
                     "rounds": len(loop.trials),
                     "attempts": held.attempts,
                     "predicted": predicted,
+                    "checked_seconds": loop.chosen.measured.median_seconds if loop.chosen.measured else None,
                     "held_out_db": held.measured.mean_psnr,
                     "held_out_seconds": held.measured.median_seconds,
                     "fresh_db": fresh.mean_psnr,
@@ -326,7 +331,7 @@ def runs(
     count: int = 20,
     pool: int = 40,
     min_psnr: float = 32.0,
-    images: int = 8,
+    effort: Search = Search.thorough,
     out: Path = OUT,
 ) -> None:
     """The search and its confirmation on many draws of images."""
@@ -342,13 +347,16 @@ def runs(
 
     calibration._Steps, calibration.Runner = Counted, PoolRunner  # type: ignore[misc,attr-defined]
     budget = Budget(min_psnr=min_psnr)
+    asked = EFFORTS[effort]
+    if asked is None:
+        raise SystemExit("name an effort: quick or thorough")
     with contextlib.suppress(Finished):
         calibration.calibrate(
             load_subject("zoo:landscape"),
             list(CLASSES),
             budget,
             work,
-            effort=Effort(checks=images, held_out=images),
+            effort=asked,
             resume=True,
             say=lambda text: print(time.strftime("%T"), text, flush=True),
         )
@@ -358,11 +366,11 @@ def runs(
     off = [run["predicted"]["psnr_db"] - run["held_out_db"] for run in found]
     add(
         out,
-        "runs",
+        f"runs_{effort.value}",
         {
             "min_psnr": min_psnr,
             "pool": pool,
-            "images": images,
+            "images": asked.checks,
             "met": rates,
             "plans": len({run["digest"] for run in found}),
             "predicted_over_measured_seconds": spread(seconds),

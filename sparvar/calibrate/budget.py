@@ -48,6 +48,14 @@ class Budget:
                 raise OptionError(message(option, "be below 1", value, remedy))
 
 
+LEAST_IMAGES, MOST_IMAGES = 3, 8
+TEN_MINUTES = 600.0
+THOROUGH = 76
+"""Dense images' time that a thorough search takes."""
+COARSE, COARSE_IMAGE = 18.5, 3.5
+"""Dense images' time that a coarse search takes without images that check and are held out, and for each of these."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """Generations of every step.
@@ -63,9 +71,30 @@ class Effort:
     fine: bool = True
 
     @classmethod
-    def quick(cls, images: int = 3) -> Effort:
+    def quick(cls, images: int = LEAST_IMAGES) -> Effort:
         """A coarse search: fewer images leave a wider margin above the budget, and so a slower plan."""
         return cls(observed=1, checks=images, held_out=images, rounds=2, fine=False)
+
+    @classmethod
+    def thorough(cls, images: int = MOST_IMAGES) -> Effort:
+        """The finest search."""
+        return cls(checks=images, held_out=images)
+
+    @classmethod
+    def within(cls, dense_seconds: float, seconds: float = TEN_MINUTES) -> Effort:
+        """The most that ``seconds`` allow for a model of which a dense image takes ``dense_seconds``; at least `quick`.
+
+        A calibration takes as long as so many dense images: measured on the shipped model, 76 thoroughly, 29 coarsely
+        with three images, where each more is a dense image for the checks, one held out, and three plans on them.
+        """
+        images = seconds / dense_seconds
+        if images >= THOROUGH:
+            return cls.thorough()
+        return cls.quick(max(LEAST_IMAGES, min(MOST_IMAGES, int((images - COARSE) / COARSE_IMAGE))))
+
+    def with_images(self, images: int) -> Effort:
+        """The same with so many images that check, and as many held out."""
+        return dataclasses.replace(self, checks=images, held_out=images)
 
 
 __all__ = ["Budget", "Effort"]

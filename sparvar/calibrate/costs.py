@@ -130,11 +130,16 @@ def load(path: Path) -> CostTable | None:
 
 def save(path: Path, table: CostTable) -> None:
     """Write the cache file. Raises `OutputError`."""
+    keep(path, table.as_dict())
+
+
+def keep(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a file of the cache. Raises `OutputError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path.parent}: {error} (SPARVAR_CACHE_DIR)") from error
-    write_whole(path, json.dumps(table.as_dict(), indent=1).encode())
+    write_whole(path, json.dumps(found, indent=1).encode())
 
 
 @torch.inference_mode()

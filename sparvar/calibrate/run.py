@@ -26,10 +26,11 @@ from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.observe import merged
 from sparvar.calibrate.outcome import comparison_plans, finished_plan
+from sparvar.calibrate.pacing import pace, settle
 from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.pruning import choose_thresholds
 from sparvar.calibrate.reductions import Effects, as_record, expanded
-from sparvar.calibrate.runner import Measured, Runner, split_prompts
+from sparvar.calibrate.runner import Measured, Runner
 from sparvar.calibrate.solver import Case
 from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
 from sparvar.calibrate.subject import Subject
@@ -65,8 +66,9 @@ def calibrate(
     work: Path,
     *,
     seed: int = 0,
-    inner: str = "inductor",
+    inner: str = "auto",
     effort: Effort | None = None,
+    images: int | None = None,
     target: str | None = None,
     resume: bool = False,
     reduce: bool = True,
@@ -74,6 +76,7 @@ def calibrate(
     per_image: bool = False,
     seconds_in_all: float | None = None,
     say: Callable[[str], None] = lambda text: None,
+    chosen: Callable[[Effort], None] = lambda effort: None,
 ) -> Calibration:
     """Find the cheapest plan that meets a budget on this machine.
 
@@ -83,8 +86,10 @@ def calibrate(
         budget: see `Budget`.
         work: folder of the journal; one calibration at a time.
         seed: of everything random; the same seed and cost table give the same plan for a budget without seconds.
-        inner: compiler of the plans that are timed.
-        effort: generations per step.
+        inner: compiler of the plans that are timed; "auto" is "inductor", or "eager" for a coarse search on a
+            processor, where compiling takes minutes and saves dense images 1 % and fast plans about 9 %.
+        effort: generations per step; None chooses the most that ten minutes allow, by what a dense image takes.
+        images: that check a plan, and as many held out, in place of the effort's.
         target: name of a GPU: seconds are then those of its roofline, predicted and not measured.
         resume: go on with the journal of a run that was stopped.
         reduce: tokens and unconditional rows may be left out, too; not with ``target`` or a budget of attention's
@@ -95,6 +100,7 @@ def calibrate(
             are not needed; needs a budget of PSNR or SSIM.
         seconds_in_all: stop with an error, to be resumed, when this time is used up.
         say: gets a line before each step.
+        chosen: gets the effort, before the first step.
 
     Raises:
         OptionError: no prompts, a journal of another run, an unknown target, or SSIM asked where it cannot be had.
@@ -111,38 +117,32 @@ def calibrate(
         must = "be asked where calibration may leave out more than columns"
         given = "--columns-only" if not reduce else "--target" if target is not None else "--max-error"
         raise OptionError(message("--skip-scales", must, given, f"take {given} out"))
-    effort = effort or Effort()
     begun = time.monotonic()
     deadline = None if seconds_in_all is None else begun + seconds_in_all
     gpu = None if target is None else find_gpu(target)
     base = subject.base_plan()
     space = default_space(base)
-    fitted, held = split_prompts(prompts, effort.held_out)
     header = {
         "tool": f"sparvar {__version__}",
         "torch": torch.__version__,
         "model": base.model.fingerprint,
-        "weights": _weights(subject),
+        "weights": subject.digest(),
         "prompts": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
-        "held-out prompts": len(held),
         "seed": seed,
-        "inner": inner,
         "space": repr(space),
     }
     with Journal(work, header, resume) as journal:
-        runner = Runner(subject, base, fitted, held, journal, seed, inner, deadline, say)
+        runner = Runner(subject, base, prompts, prompts, journal, seed, inner, deadline, say)
         try:
+            if effort is None:
+                effort = Effort.within(pace(runner))
+            if images is not None:
+                effort = effort.with_images(images)
+            settle(runner, effort)
+            chosen(effort)
             return _Steps(runner, base, space, budget, effort, gpu, say, reduce, skip, per_image).run(begun)
         finally:
             runner.close()
-
-
-def _weights(subject: Subject) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in subject.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class _Steps:
@@ -203,6 +203,7 @@ class _Steps:
             raise SparvarError(message("decisions of the plan", "serve every site", "; ".join(decisions["problems"])))
         report = {
             "budget": dataclasses.asdict(self.budget),
+            "effort": dataclasses.asdict(self.effort),
             "target": None if self.gpu is None else self.gpu.name,
             "plan": json.loads(plan.dumps()),
             "digest": plan.digest,

@@ -150,6 +150,18 @@ class Runner:
 
         return self.journal.image(f"{stage}/{number}", draw)
 
+    def pace(self) -> float:
+        """Seconds of a dense image of the model's own code, which is kept as the first probe's."""
+        self.detach()
+        with sparing():
+            if torch.cuda.is_available():
+                self._draw("probe", 0)  # the first generation on a GPU loads its kernels
+            started = time.perf_counter()
+            image = self._draw("probe", 0)
+            seconds = time.perf_counter() - started
+        self.journal.image("probe/0", lambda: image)
+        return seconds
+
     def details(self, stage: str, count: int, begin: int = 0) -> list[float]:
         """`detail` of the model's own images."""
         return [detail(self.dense(stage, number)) for number in range(begin, begin + count)]

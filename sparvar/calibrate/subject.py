@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -50,6 +51,14 @@ class Subject:
     name: str = "calibrated"
     resize: Callable[[int, int], Subject] | None = None
     reschedule: Callable[[Schedule], Subject] | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of the model's weights and buffers, with their names."""
+        found = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def base_plan(self) -> Plan:
         """The all-dense plan that every candidate is a change of. Raises `OptionError` where no module attends."""

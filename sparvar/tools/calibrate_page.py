@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import math
+import statistics
 from typing import Any
 
 import sparvar
@@ -109,11 +111,23 @@ def _summary(plan: sparvar.Plan, report: dict[str, Any]) -> str:
     if took is not None:
         machine = report.get("machine") or {}
         tool = f"sparvar {machine.get('sparvar', '')}, torch {machine.get('torch', '')}"
-        notes.append(f"Calibration took {took / 60:.1f} minutes on {machine.get('device') or 'this machine'}; {tool}.")
+        where = f"{took / 60:.1f} minutes on {machine.get('device') or 'this machine'}"
+        notes.append(f"Calibration took {where}, {_effort(report)}; {tool}.")
     fine = "".join(f'<p class="fine">{_escape(note)}</p>' for note in notes)
     story = "".join(f"<li>{_escape(text)}</li>" for text in _story(plan, report))
     lead = f"Asked for: {_asked(report['budget'])}. Found: {_found(plan, report)}"
     return f'<p class="lead">{_escape(lead)}</p>{_table(report)}<ul>{story}</ul>{fine}'
+
+
+def _effort(report: dict[str, Any]) -> str:
+    """How fine the search was, and how far the mean of its held-out images may be from that of others."""
+    effort, psnr = report["effort"], report["held_out"].get("psnr_db") or []
+    how = "thorough" if effort["fine"] else "quick"
+    text = f"by a {how} search with {effort['checks']} images that check a plan and {effort['held_out']} held out"
+    if len(psnr) < 2 or min(psnr) >= EQUAL_DB:
+        return text
+    error = statistics.stdev(min(value, EQUAL_DB) for value in psnr) / math.sqrt(len(psnr))
+    return f"{text}, whose mean PSNR has a standard error of {error:.1f} dB"
 
 
 def _found(plan: sparvar.Plan, report: dict[str, Any]) -> str:

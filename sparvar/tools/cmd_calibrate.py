@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,6 +21,16 @@ from sparvar.tools.common import as_json, handled, notes
 from sparvar.tools.common import output as results
 from sparvar.tools.prompts import find_subject, read_prompts
 
+
+class Search(str, Enum):
+    """Choices of ``--effort``."""
+
+    auto = "auto"
+    quick = "quick"
+    thorough = "thorough"
+
+
+EFFORTS = {Search.auto: None, Search.quick: Effort.quick(), Search.thorough: Effort.thorough()}
 JSON_NAME, PAGE_NAME = "calibration.json", "calibration.html"
 
 
@@ -40,14 +50,14 @@ def calibrate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every image; the same seed and cost table, the same plan.")] = 0,
     inner: Annotated[
-        Inner, typer.Option(help="What compiles the rewritten graphs; auto is inductor where a C++ compiler is.")
+        Inner, typer.Option(help="What compiles the graphs; auto is inductor but for a quick search on processors.")
     ] = Inner.auto,
     images: Annotated[
-        int | None, typer.Option(min=2, help="Images that check a plan, and as many held out: 8, with --quick 3.")
+        int | None, typer.Option(min=2, help="Images that check a plan, and as many held out: 3 to 8 by the effort.")
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A coarser search in a third of the time; the plan keeps a wider margin.")
-    ] = False,
+    effort: Annotated[
+        Search, typer.Option(help="How fine the search is; auto is as fine as about ten minutes allow.")
+    ] = Search.auto,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
     ] = None,
@@ -73,9 +83,10 @@ def calibrate(
 
     Measures what every candidate would lose beside the model's own attention, times the ops, solves for the cheapest
     plan, and runs it on images that calibration has not seen, tightening it until the budget is met. Writes the plan,
-    [bold]calibration.json[/] and [bold]calibration.html[/]. Takes as long as about seventy dense images of the model,
-    with [bold]--quick[/] about thirty. What was measured stays in the folder PLAN.work: with --resume a run that was
-    stopped, or one with another budget, uses it.
+    [bold]calibration.json[/] and [bold]calibration.html[/]. By default it is as fine as about ten minutes allow: a
+    quick search takes as long as 29 dense images, a thorough one as 76. With fewer images a quick one keeps a wider
+    margin above the budget. What was measured stays in the folder PLAN.work: with --resume a run that was stopped, or
+    one with another budget, uses it.
 
     [dim]Examples[/]
 
@@ -99,7 +110,7 @@ def calibrate(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=float(STEPS))
+        task = bar.add_task("starting", total=None)
         plain = not console.is_terminal
 
         def say(text: str) -> None:
@@ -107,8 +118,12 @@ def calibrate(
             if plain:
                 console.print(text, markup=False)
 
-        if quick and inner is Inner.auto and not torch.cuda.is_available():
-            inner = Inner.eager  # compiling takes minutes; on processors it saves dense 1 %, fast plans about 9 %
+        def plan_steps(effort: Effort) -> None:
+            how = "thorough" if effort.fine else "quick"
+            say(f"a {how} search with {effort.checks} images, {effort.held_out} more held out")
+            bar.update(task, total=float(STEPS[effort.fine]))
+
+        compiled = choose_inner(inner)
         started = time.monotonic()
         found = run(
             subject,
@@ -116,8 +131,9 @@ def calibrate(
             budget,
             out.parent / f"{out.name}.work",
             seed=seed,
-            inner=choose_inner(inner),
-            effort=Effort.quick(images or 3) if quick else Effort(checks=images or 8, held_out=images or 8),
+            inner=inner.value if compiled == "inductor" else compiled,
+            effort=EFFORTS[effort],
+            images=images,
             target=target,
             resume=resume,
             reduce=reduce,
@@ -125,6 +141,7 @@ def calibrate(
             per_image=per_image,
             seconds_in_all=max_seconds_total,
             say=say,
+            chosen=plan_steps,
         )
         found.report["command_seconds"] = time.monotonic() - started
     output.write_all(
@@ -147,8 +164,8 @@ def calibrate(
         raise SparvarError(missed)
 
 
-STEPS = 36
-"""About how many steps a calibration announces; the bar and the time left follow from it."""
+STEPS = {True: 48, False: 19}
+"""About how many steps a thorough search announces, and a coarse one; the bar and the time left follow from it."""
 
 
 def missed_budget(found: Calibration, budget: Budget) -> str:

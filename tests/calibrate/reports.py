@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
 
+from sparvar.calibrate.budget import Effort
 from sparvar.calibrate.decisions import decisions_record
 from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key, default_space, plan_of
 from sparvar.scale_plans import Plan, Provenance, dense_plan, infinity_schedules
@@ -66,6 +68,7 @@ def make_report(plan: Plan, *, shipped: bool = True, pruning: bool = True) -> di
     tried = [(30.9, 0.93), (34.6, 1.11), (33.1, 1.0), (31.8, 0.97)] if sparse else [(41.0, 0.93), (46.0, 0.99)]
     report: dict[str, Any] = {
         "budget": budget,
+        "effort": dataclasses.asdict(Effort.quick(3)),
         "plan": json.loads(plan.dumps()),
         "digest": plan.digest,
         "predicted": {"psnr_db": 33.7 if sparse else 100.0, "seconds": (0.98 if sparse else 1.0) * seconds},
@@ -103,7 +106,8 @@ def make_report(plan: Plan, *, shipped: bool = True, pruning: bool = True) -> di
 
 
 def _found(psnr: float, seconds: float, ssim: float | None = None) -> dict[str, Any]:
-    values = {"psnr_db_mean": psnr, "psnr_db_least": psnr - 1.5, "seconds_median": seconds}
+    each = [psnr] * 3 if psnr >= 100 else [psnr - 1.5, psnr, psnr + 1.5]
+    values = {"psnr_db": each, "psnr_db_mean": psnr, "psnr_db_least": min(each), "seconds_median": seconds}
     return values if ssim is None else {**values, "ssim_mean": ssim}
 
 

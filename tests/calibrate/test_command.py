@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from sparvar.calibrate import Effort
 from sparvar.calibrate.journal import Journal
 from sparvar.errors import OptionError, OutputError
 from sparvar.scale_plans import Plan, held_share
@@ -101,18 +102,54 @@ def test_tokens_and_rows_are_left_out_where_the_budget_allows(folder: Path) -> N
     (folder / "plan.json").write_bytes((folder / "first.json").read_bytes())
 
 
-def test_a_quick_search_measures_less_and_holds_the_budget(folder: Path) -> None:
+def test_a_slow_machine_gets_a_quick_search_that_measures_less_and_holds_the_budget(folder: Path) -> None:
+    assert report(folder)["effort"]["fine"]  # a small model is drawn in no time
+    [kept] = (folder / "cache").glob("pace-*.json")
+    assert 0 < json.loads(kept.read_text())["dense_seconds"] < 600 / 76
+    slow = folder / "slow"
+    slow.mkdir()
+    (slow / kept.name).write_text('{"dense_seconds": 20.4}')
     quick = folder / "quick"  # its own journal: nothing is known that it would not measure
-    environment = {"SPARVAR_CACHE_DIR": str(folder / "cache"), "COLUMNS": "200"}
-    done = CliRunner().invoke(app, arguments_of(quick, "--min-psnr", "8", "--reduce", "--quick"), env=environment)
+    environment = {"SPARVAR_CACHE_DIR": str(slow), "COLUMNS": "200"}
+    done = CliRunner().invoke(app, arguments_of(quick, "--min-psnr", "8", "--reduce"), env=environment)
     assert done.exit_code == 0, done.stderr
+    assert "a quick search with 2 images, 2 more held out" in done.stderr
     found = report(quick)
+    assert not found["effort"]["fine"]
     assert set(found["sensitivity"]["weights"]) == {1.0}  # no layers were told apart
     tried = [each["pruned"]["keep"] for each in found["left_out"]["reductions"] if each["pruned"]]
     assert tried and all(len(keep) == 1 for keep in tried)
     assert found["held_out"]["psnr_db_mean"] >= 8 and len(found["trials"]) <= 2
     lines = (quick / "plan.json.work" / "journal.jsonl").read_text().splitlines()
-    assert len(lines) < len((folder / "plan.json.work" / "journal.jsonl").read_text().splitlines())
+    both = (lines, (folder / "plan.json.work" / "journal.jsonl").read_text().splitlines())
+    assert [sum('"key": "observe/' in line for line in found) for found in both] == [1, 2]
+    asked = arguments_of(quick, "--min-psnr", "8", "--reduce", "--effort", "quick", "--resume")
+    done = CliRunner().invoke(app, asked, env=environment)
+    assert done.exit_code == 0, done.stderr
+    assert report(quick)["digest"] == found["digest"]
+    assert len((quick / "plan.json.work" / "journal.jsonl").read_text().splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fine", "images"),
+    [
+        (0.1, True, 8),
+        (7.8, True, 8),
+        (8.0, False, 8),
+        (12.0, False, 8),
+        (15.0, False, 6),
+        (20.4, False, 3),
+        (90.0, False, 3),
+    ],
+)
+def test_the_effort_fits_ten_minutes_by_what_a_dense_image_takes(seconds: float, fine: bool, images: int) -> None:
+    effort = Effort.within(seconds)
+    assert (effort.fine, effort.checks, effort.held_out) == (fine, images, images)
+
+
+def test_a_journal_is_not_gone_on_with_by_another_compiler(folder: Path) -> None:
+    done = run(folder, "--min-psnr", "8", "--resume", "--inner", "inductor")
+    assert done.exit_code == 1 and "'eager' as its compiler" in done.stderr and "by --inner" in done.stderr
 
 
 def test_scales_are_skipped_where_asked_and_the_budget_allows(folder: Path) -> None:

@@ -93,6 +93,8 @@ def test_a_whole_page(layers: int) -> None:
     assert "33.30 dB on images that calibration had not seen" in reader.text
     assert "choose the keys that matter" in reader.text
     assert "It misses" not in reader.text
+    assert "by a quick search with 3 images that check a plan and 3 held out" in reader.text
+    assert "a standard error of 0.9 dB" in reader.text  # 1.5 dB of spread, by the root of three
 
 
 def test_an_all_dense_plan_says_why() -> None:
@@ -103,7 +105,7 @@ def test_an_all_dense_plan_says_why() -> None:
     assert "all dense: no sparse plan met min_psnr 48" in reader.text
     assert "all dense: all dense" not in reader.text
     assert "the nearest plan that was run reached 46.0 dB" in reader.text
-    assert "equal images" in reader.text
+    assert "equal images" in reader.text and "standard error" not in reader.text
     assert "the graph is empty" in reader.text
 
 
