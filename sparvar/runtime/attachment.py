@@ -26,6 +26,7 @@ from sparvar.runtime.schedules import (
 )
 from sparvar.runtime.session import Columns, Observer, Session
 from sparvar.runtime.sites import Around, Graphs, Site
+from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
 
 SUBSET_ARGUMENTS = ("m_maskgit",)
@@ -403,26 +404,3 @@ class _LeftAlone(Exception):
 
 def _alive(identifier: int) -> bool:
     return any(thread.ident == identifier for thread in threading.enumerate())
-
-
-def put_wrappers(attachment: Attachment) -> None:
-    """Let calls of the sites' modules go through the attachment."""
-    for layer, site in enumerate(attachment.sites):
-        site.module.forward = _wrapper(attachment, "call", layer)
-    for layer, block in enumerate(attachment.around):
-        block.module.forward = _wrapper(attachment, "call_around", layer)
-
-
-def remove_wrappers(attachment: Attachment) -> None:
-    """Give the sites' modules their own forwards back."""
-    for module in (*(site.module for site in attachment.sites), *(block.module for block in attachment.around)):
-        module.__dict__.pop("forward", None)
-
-
-def _wrapper(attachment: Attachment, method: str, layer: int) -> Callable[..., Any]:
-    @torch.compiler.disable
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        # Looked up at each call: benchmarks put a timer in the method's place.
-        return getattr(attachment, method)(layer, *args, **kwargs)
-
-    return forward
