@@ -52,7 +52,7 @@ LEAST_IMAGES, MOST_IMAGES = 3, 8
 TEN_MINUTES = 600.0
 THOROUGH = 76
 """Dense images' time that a thorough search takes."""
-COARSE, COARSE_IMAGE = 18.5, 3.5
+COARSE, COARSE_IMAGE = 16.5, 3.5
 """Dense images' time that a coarse search takes without images that check and are held out, and for each of these."""
 
 
@@ -84,7 +84,7 @@ class Effort:
     def within(cls, dense_seconds: float, seconds: float = TEN_MINUTES) -> Effort:
         """The most that ``seconds`` allow for a model of which a dense image takes ``dense_seconds``; at least `quick`.
 
-        A calibration takes as long as so many dense images: measured on the shipped model, 76 thoroughly, 29 coarsely
+        A calibration takes as long as so many dense images: measured on the shipped model, 76 thoroughly, 27 coarsely
         with three images, where each more is a dense image for the checks, one held out, and three plans on them.
         """
         images = seconds / dense_seconds

@@ -49,9 +49,9 @@ def measure_effects(
             plan = base.replace(**each.fields(len(base.layers)))
             damage[each] = runner.measure(plan, "probe", probes, inner="eager").damage
 
-    if runner.guided():
-        guided = guided_candidates(base)
-        measured = guided[::2] if len(guided) % 2 else [*guided[::2], guided[-1]]
+    guided = guided_candidates(base)
+    measured = guided[::2] if len(guided) % 2 else [*guided[::2], guided[-1]]
+    if measured and runner.guided(base.replace(**measured[0].fields(len(base.layers)))):
         measure("guidance", measured)
         for at, each in enumerate(guided):
             if each not in measured:

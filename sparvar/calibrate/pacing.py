@@ -38,7 +38,7 @@ def settle(runner: Runner, effort: Effort) -> None:
     """Split the prompts and choose the compiler as the effort asks.
 
     Raises:
-        OptionError: the journal is of a run that held out other prompts, or compiled otherwise.
+        OptionError: the journal is of a run that held out other prompts, compiled otherwise, or searched other budgets.
     """
     runner.prompts, runner.held_prompts = split_prompts(runner.prompts, effort.held_out)
     if runner.inner == "auto":
@@ -47,6 +47,7 @@ def settle(runner: Runner, effort: Effort) -> None:
     for option, what, own in (
         ("--images", "held-out prompts", len(runner.held_prompts)),
         ("--inner", "compiler", runner.inner),
+        ("--effort", "search", "thorough" if effort.fine else "quick"),
     ):
         kept = runner.journal.get(what, lambda own=own: own)  # type: ignore[misc]
         if kept != own:

@@ -140,6 +140,7 @@ def calibrate(
                 effort = effort.with_images(images)
             settle(runner, effort)
             chosen(effort)
+            space = space if effort.fine else space.coarse()
             return _Steps(runner, base, space, budget, effort, gpu, say, reduce, skip, per_image).run(begun)
         finally:
             runner.close()

@@ -335,15 +335,15 @@ class Runner:
         slope, offset = statistics.linear_regression(*zip(*self._pairs, strict=True))
         return min(slope, -1e-3), offset
 
-    def guided(self) -> bool:
-        """Whether the model draws with guidance: a conditional and an unconditional half of rows."""
+    def guided(self, plan: Plan) -> bool:
+        """Whether the model draws with guidance, a conditional and an unconditional half of rows, which ``plan`` drops.
+
+        It is a probe of the plan as well.
+        """
 
         def look() -> bool:
-            last = self.base.scales
-            plan = self.base.replace(guidance={"conditional_from": last})
             try:
-                self._attach(plan, "eager")
-                self._draw("probe", 0)
+                self.one(plan, "probe", 0, inner="eager")
             except SessionError:
                 self.detach()
                 return False

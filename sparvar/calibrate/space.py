@@ -19,6 +19,7 @@ LADDERS = ((1, 1, 3, 3, 5, 7), (3, 3, 3, 5, 7, 9), (5, 5, 7, 7, 9, 11, 15))
 SETTINGS_KEPT = 2
 """Settings that are measured in full, of those that are screened."""
 SCREEN_BUDGETS = (0.05, 0.2)
+COARSE_BUDGETS = (0.05, 0.12, 0.2, 0.3)
 
 
 @dataclass(frozen=True, order=True)
@@ -79,6 +80,10 @@ class Space:
     def narrowed(self, settings: Iterable[Setting]) -> Space:
         """The same space with some of its settings."""
         return dataclasses.replace(self, settings=tuple(settings))
+
+    def coarse(self) -> Space:
+        """The same space with fewer budgets, those of probes among them."""
+        return dataclasses.replace(self, budgets=COARSE_BUDGETS, firsts=COARSE_BUDGETS[-2:])
 
     def screening(self, scales: int) -> Space:
         """Every setting at the second last scale, decided two scales before where that may be, with two budgets."""

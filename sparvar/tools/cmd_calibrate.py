@@ -84,7 +84,7 @@ def calibrate(
     Measures what every candidate would lose beside the model's own attention, times the ops, solves for the cheapest
     plan, and runs it on images that calibration has not seen, tightening it until the budget is met. Writes the plan,
     [bold]calibration.json[/] and [bold]calibration.html[/]. By default it is as fine as about ten minutes allow: a
-    quick search takes as long as 29 dense images, a thorough one as 76. With fewer images a quick one keeps a wider
+    quick search takes as long as 27 dense images, a thorough one as 76. With fewer images a quick one keeps a wider
     margin above the budget. What was measured stays in the folder PLAN.work: with --resume a run that was stopped, or
     one with another budget, uses it.
 
