@@ -28,6 +28,8 @@ FIRST_MARGIN = 1.0
 LEAST_LOSS = 1e-6
 NO_LIMIT = 100.0
 """More damage than any image can have, whose values lie in [0, 1]."""
+MORE_ROUNDS = 2
+"""Rounds more where none of the first passed: what they taught brings the next nearer, and else the plan is dense."""
 ATTEMPTS = 3
 """Sets of held-out images before a calibration gives up for the dense plan."""
 FRONT = range(24, 41, 2)
@@ -214,7 +216,9 @@ class Loop:
                 slope, offset = self.runner.ssim_line()
                 goal.append((math.log(1 - self.budget.min_ssim) - offset) / slope)
             limit = 10 ** (-(max(goal) + self.tighter + FIRST_MARGIN) / 10) / self.bias
-        for number in range(self.effort.rounds):
+        for number in range(self.effort.rounds + MORE_ROUNDS):
+            if number >= self.effort.rounds and passed:
+                break
             trial = self._solve(limit)
             if plain(trial.plan):
                 break

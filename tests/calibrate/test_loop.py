@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sparvar.calibrate import Budget, Effort
 from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.predict import Sensitivity
 from sparvar.calibrate.runner import Measured, together
@@ -47,3 +48,38 @@ def test_the_image_in_which_a_plan_was_compiled_counts_for_quality_alone() -> No
     found = together(records)
     assert found.mean_psnr == pytest.approx(40) and len(found.ssim) == 3
     assert found.seconds == (2.0, 4.0) and found.median_seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    ("psnr", "run", "chosen"),
+    [
+        ((35.0, 34.0, 33.0), 2, 1),  # both pass: no more than the rounds of the effort
+        ((32.2, 33.0), 1, 0),  # close enough
+        ((30.0, 34.0, 33.0), 2, 1),
+        ((30.0, 31.0, 33.0, 32.2), 3, 2),  # none has passed after two
+        ((30.0, 31.0, 31.5, 32.6, 33.0), 4, 3),
+        ((30.0, 30.0, 30.0, 30.0, 40.0), 4, None),  # it gives up
+    ],
+)
+def test_rounds_go_on_while_none_has_passed(psnr: tuple[float, ...], run: int, chosen: int | None) -> None:
+    plans = [make_plan().replace(cs4a={13: {"budget": 0.1 + 0.01 * number}}) for number in range(len(psnr))]
+    loop = object.__new__(Loop)
+    loop.budget, loop.effort, loop.say, loop.base = Budget(min_psnr=32), Effort.quick(), lambda text: None, base_plan(6)
+    loop.timed, loop.bias, loop.late, loop.tighter, loop.base_damage, loop.dense_seconds = (
+        False,
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+        9.0,
+    )
+    loop.trials = []
+    solved = iter(plans)
+    loop._solve = lambda *limits: Trial(next(solved), 1e-3, 1.0, True, None, gain=-len(loop.trials))  # type: ignore[method-assign]
+    measured = {
+        plan.digest: Measured((10 ** (-value / 10),) * 3, (1.0,)) for plan, value in zip(plans, psnr, strict=True)
+    }
+    loop.runner = SimpleNamespace(measure=lambda plan, *rest: measured[plan.digest])  # type: ignore[assignment]
+    found = loop._by_quality()
+    assert len(loop.trials) == run
+    assert found.plan.digest == (base_plan(6) if chosen is None else plans[chosen]).digest
