@@ -15,8 +15,9 @@ def test_detail_is_what_squares_of_pixels_do_not_show() -> None:
     blocks = torch.rand(3, 5, 7, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
     noise = 0.1 * torch.randn(blocks.shape, generator=generator)
     assert detail(blocks) == pytest.approx(math.log(1e-8))
-    # Of 64 pixels in a square one degree of freedom goes into its mean.
-    assert detail(blocks + noise) == pytest.approx(math.log(0.01 * 63 / 64), abs=0.05)
+    # Of 64 pixels in a square one degree of freedom goes into its mean; of a Gaussian's variance 2 / pi is in its mean
+    # magnitude.
+    assert detail(blocks + noise) == pytest.approx(math.log(0.01 * 63 / 64 * 2 / math.pi), abs=0.05)
     assert detail(blocks + 2 * noise) - detail(blocks + noise) == pytest.approx(2 * math.log(2), abs=1e-3)
 
 
