@@ -2,8 +2,8 @@
 
 Plans lose detail first, and images of one model differ in how much they have. Over 20 plans of the shipped model and 14
 to 43 images the PSNR of an image goes with the logarithm of its fine detail (correlation -0.73 to -0.96, median -0.86),
-0.22 to 0.52 of 4.34 dB per nat. The mean magnitude says it better than the mean square (median -0.74), which a few bright
-edges decide. So the mean of some images tells more of the mean of others if their detail is counted in.
+0.22 to 0.52 of 4.34 dB per nat. The mean magnitude says it better than the mean square (median -0.74), which a few
+bright edges decide. So the mean of some images tells more of the mean of others if their detail is counted in.
 """
 
 from __future__ import annotations
