@@ -43,7 +43,7 @@ def settle(runner: Runner, effort: Effort) -> None:
     runner.prompts, runner.held_prompts = split_prompts(runner.prompts, effort.held_out)
     if runner.inner == "auto":
         on_processor = next(runner.subject.model.parameters()).device.type == "cpu"
-        runner.inner = "eager" if on_processor and not effort.fine else "inductor"
+        runner.inner = "eager" if on_processor else "inductor"
     for option, what, own in (
         ("--images", "held-out prompts", len(runner.held_prompts)),
         ("--inner", "compiler", runner.inner),

@@ -86,8 +86,8 @@ def calibrate(
         budget: see `Budget`.
         work: folder of the journal; one calibration at a time.
         seed: of everything random; the same seed and cost table give the same plan for a budget without seconds.
-        inner: compiler of the plans that are timed; "auto" is "inductor", or "eager" for a coarse search on a
-            processor, where compiling takes minutes and saves dense images 1 % and fast plans about 9 %.
+        inner: compiler of the plans that are timed; "auto" is "inductor", or "eager" on a processor, where compiling
+            takes minutes and memory and saves dense images 1 % and fast plans about 9 %.
         effort: generations per step; None chooses the most that ten minutes allow, by what a dense image takes.
         images: that check a plan, and as many held out, in place of the effort's.
         target: name of a GPU: seconds are then those of its roofline, predicted and not measured.

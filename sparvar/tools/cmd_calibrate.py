@@ -50,7 +50,7 @@ def calibrate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every image; the same seed and cost table, the same plan.")] = 0,
     inner: Annotated[
-        Inner, typer.Option(help="What compiles the graphs; auto is inductor but for a quick search on processors.")
+        Inner, typer.Option(help="What compiles the graphs that are timed; auto is inductor, but eager on processors.")
     ] = Inner.auto,
     images: Annotated[
         int | None, typer.Option(min=2, help="Images that check a plan, and as many held out: 3 to 8 by the effort.")
