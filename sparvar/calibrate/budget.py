@@ -65,8 +65,8 @@ class Effort:
 
     observed: int = 2
     probes: int = 1
-    checks: int = 8
-    held_out: int = 8
+    checks: int = MOST_IMAGES
+    held_out: int = MOST_IMAGES
     rounds: int = 4
     fine: bool = True
 
@@ -76,9 +76,9 @@ class Effort:
         return cls(observed=1, checks=images, held_out=images, rounds=2, fine=False)
 
     @classmethod
-    def thorough(cls, images: int = MOST_IMAGES) -> Effort:
+    def thorough(cls) -> Effort:
         """The finest search."""
-        return cls(checks=images, held_out=images)
+        return cls()
 
     @classmethod
     def within(cls, dense_seconds: float, seconds: float = TEN_MINUTES) -> Effort:

@@ -122,7 +122,9 @@ def test_a_slow_machine_gets_a_quick_search_that_measures_less_and_holds_the_bud
     assert found["held_out"]["psnr_db_mean"] >= 8 and len(found["trials"]) <= 2
     lines = (quick / "plan.json.work" / "journal.jsonl").read_text().splitlines()
     both = (lines, (folder / "plan.json.work" / "journal.jsonl").read_text().splitlines())
-    assert [sum('"key": "observe/' in line for line in found) for found in both] == [1, 2]
+    assert [sum('"key": "observe/' in line for line in each) for each in both] == [1, 2]
+    fewer, more = (len(each["sites"][-1]["recall"]) for each in (found, report(folder)))
+    assert 0 < fewer < more  # budgets
     asked = arguments_of(quick, "--min-psnr", "8", "--reduce", "--effort", "quick", "--resume")
     done = CliRunner().invoke(app, asked, env=environment)
     assert done.exit_code == 0, done.stderr

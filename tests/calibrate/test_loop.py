@@ -65,14 +65,8 @@ def test_rounds_go_on_while_none_has_passed(psnr: tuple[float, ...], run: int, c
     plans = [make_plan().replace(cs4a={13: {"budget": 0.1 + 0.01 * number}}) for number in range(len(psnr))]
     loop = object.__new__(Loop)
     loop.budget, loop.effort, loop.say, loop.base = Budget(min_psnr=32), Effort.quick(), lambda text: None, base_plan(6)
-    loop.timed, loop.bias, loop.late, loop.tighter, loop.base_damage, loop.dense_seconds = (
-        False,
-        1.0,
-        0.0,
-        0.0,
-        0.0,
-        9.0,
-    )
+    loop.timed, loop.bias, loop.dense_seconds = False, 1.0, 9.0
+    loop.late = loop.tighter = loop.base_damage = 0.0
     loop.trials = []
     solved = iter(plans)
     loop._solve = lambda *limits: Trial(next(solved), 1e-3, 1.0, True, None, gain=-len(loop.trials))  # type: ignore[method-assign]
