@@ -13,6 +13,7 @@ result file.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -202,14 +203,15 @@ class Steps(calibration._Steps):
             rest = [each for each in order if each not in used]
             self.runner.order = rest
             fresh = self.runner.measure(loop.chosen.plan, "check", min(len(rest), MOST_IMAGES))
-            predicted = loop.chosen.predicted() | {"psnr_db": held.expected, "easier_db": held.easier}
+            solved, checked = loop.chosen.seconds, loop.chosen.measured
             self.found.append(
                 {
                     "digest": loop.chosen.plan.digest,
                     "rounds": len(loop.trials),
                     "attempts": held.attempts,
-                    "predicted": predicted,
-                    "checked_seconds": loop.chosen.measured.median_seconds if loop.chosen.measured else None,
+                    "predicted": held.foretold(),
+                    "solved_seconds": solved,
+                    "checked_db": checked.mean_psnr if checked else None,
                     "held_out_db": held.measured.mean_psnr,
                     "held_out_seconds": held.measured.median_seconds,
                     "fresh_db": fresh.mean_psnr,
@@ -347,16 +349,13 @@ def runs(
 
     calibration._Steps, calibration.Runner = Counted, PoolRunner  # type: ignore[misc,attr-defined]
     budget = Budget(min_psnr=min_psnr)
-    asked = EFFORTS[effort]
-    if asked is None:
-        raise SystemExit("name an effort: quick or thorough")
     with contextlib.suppress(Finished):
         calibration.calibrate(
             load_subject("zoo:landscape"),
             list(CLASSES),
             budget,
             work,
-            effort=asked,
+            effort=EFFORTS[effort],
             resume=True,
             say=lambda text: print(time.strftime("%T"), text, flush=True),
         )
@@ -370,7 +369,7 @@ def runs(
         {
             "min_psnr": min_psnr,
             "pool": pool,
-            "images": asked.checks,
+            "effort": dataclasses.asdict(kept[0].effort),
             "met": rates,
             "plans": len({run["digest"] for run in found}),
             "predicted_over_measured_seconds": spread(seconds),

@@ -295,7 +295,7 @@ class Loop:
             missed = self._missed(held)
             beyond = error is not None and self.budget.max_error is not None and error > self.budget.max_error
             if not (missed > 0 or beyond) or self.chosen.plan.all_dense:
-                return Held(held, error, self.attempt + 1, expected, more)
+                return Held(held, error, self.attempt + 1, expected, more, self._took(self.chosen))
             if plain(self.chosen.plan):
                 must = f"keep {self._asked()} on held-out images"
                 got = f"{missed:.2f} dB less with a compressed cache alone"

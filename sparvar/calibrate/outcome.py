@@ -35,7 +35,7 @@ def finished_plan(
         figures["max_error"] = round(held.error, 4)
     if gpu is None:
         figures["seconds"] = round(measured.median_seconds, 4)
-    figures["predicted_seconds"] = round(chosen.seconds, 6)
+    figures["predicted_seconds"] = round(held.seconds, 6)
     stated = dataclasses.asdict(budget).items()
     asked = ", ".join(f"{name} {value:g}" for name, value in stated if value is not None)
     note = f"the cheapest found for {asked}"

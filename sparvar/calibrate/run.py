@@ -208,7 +208,7 @@ class _Steps:
             "target": None if self.gpu is None else self.gpu.name,
             "plan": json.loads(plan.dumps()),
             "digest": plan.digest,
-            "predicted": loop.chosen.predicted() | {"psnr_db": held.expected, "easier_db": held.easier},
+            "predicted": held.foretold(),
             "checked": loop.chosen.measured.as_dict() if loop.chosen.measured else None,
             "held_out": {**held.measured.as_dict(), "max_error": held.error},
             "held_out_attempts": held.attempts,
