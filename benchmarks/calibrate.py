@@ -6,8 +6,8 @@ setting and the shipped plan on the same images (``memory``: memory alone, where
 ``python benchmarks/calibrate.py runs --work W`` repeats the search and its confirmation on other images: every run
 draws its check and held-out images, seeds and classes, from one pool without putting any back, so that they are
 disjoint, and finds its own plan. ``python benchmarks/calibrate.py compare`` sets plans side by side on new images, and
-``python benchmarks/calibrate.py foretold W...`` asks journals how well some images tell of others. All write into one
-result file.
+``python benchmarks/calibrate.py foretold W...`` asks journals, of ``runs`` or of ``journal``, how well some images tell
+of others. All write into one result file.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sparvar.calibrate import Budget, load_subject
 from sparvar.calibrate import run as calibration
 from sparvar.calibrate.budget import MOST_IMAGES
 from sparvar.calibrate.difficulty import detail, easier
+from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.runner import Measured, Runner, together
 from sparvar.calibrate.trials import Held
@@ -277,7 +278,8 @@ def spread(values: list[float]) -> dict[str, float]:
 def foretold(
     works: Annotated[list[Path], typer.Argument(help="Journals (PLAN.work) of calibrations.")],
     images: Annotated[int, typer.Option(help="That check a plan, and as many held out.")] = 8,
-    draws: int = 200,
+    draws: int = 2000,
+    name: Annotated[str, typer.Option(help="Added to the name of the part.")] = "",
     out: Path = OUT,
 ) -> None:
     """How well some of a plan's images tell the mean PSNR of as many others, with their detail and without.
@@ -323,7 +325,27 @@ def foretold(
     correlations = [statistics.correlation(*plan) for plan in plans]
     print(json.dumps(found, indent=1))
     part = {"plans": len(plans), "images": images, "draws": draws, "correlation": spread(correlations), **found}
-    add(out, f"foretold_{images}", part)
+    add(out, f"foretold_{images}{name and '_' + name}", part)
+
+
+@app.command()
+def journal(
+    plans: Annotated[list[str], typer.Argument(help="Plan files or names.")],
+    work: Annotated[Path, typer.Option(help="Journal for `foretold`; a stopped benchmark goes on with it.")],
+    images: int = 32,
+    seed: int = 1,
+) -> None:
+    """Run plans on images of a seed that no calibration has drawn with."""
+    subject = load_subject("zoo:landscape")
+    base, labels = subject.base_plan(), list(CLASSES)
+    with Journal(work, {"seed": seed}, resume=True) as kept:
+        runner = Runner(subject, base, labels, labels, kept, seed, "eager", None, print)
+        try:
+            for plan in map(load_plan, plans):
+                found = runner.measure(plan, "check", images)
+                print(f"{plan.digest}: {found.mean_psnr:.2f} dB, {found.median_seconds:.2f} s", flush=True)
+        finally:
+            runner.close()
 
 
 @app.command()
