@@ -57,7 +57,7 @@ def compare_plans(
                 f"plan {plan.name}",
                 f"be for {_where(subject.schedule, subject.prefix)}, as the model draws here",
                 f"one for {_where(plan.schedule, plan.prefix)}",
-                "carry it over with sparvar.scale_plans.transfer",
+                "carry it over with sparvar.scale_plans.transfer.plan",
             )
         )
     model = subject.model

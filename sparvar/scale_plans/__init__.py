@@ -1,8 +1,6 @@
 """Plans: what runs at every scale and layer, as pure data."""
 
 from sparvar.scale_plans.adapt import FEATURES, Adapt, Logistic, decide, graph_bound
-from sparvar.scale_plans.build import default_for, default_plan, dense_plan
-from sparvar.scale_plans.compare import PlanDiff, diff
 from sparvar.scale_plans.data import (
     INDEX_MAPS,
     POLICIES,
@@ -16,18 +14,20 @@ from sparvar.scale_plans.data import (
     model_fingerprint,
 )
 from sparvar.scale_plans.files import write_whole
-from sparvar.scale_plans.kv_build import hack, held_share, local, peak_share, scalekv
 from sparvar.scale_plans.kv_cache import KVCompression
-from sparvar.scale_plans.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
 from sparvar.scale_plans.plan import Plan
-from sparvar.scale_plans.published import Published, find_published, published_models
+from sparvar.scale_plans.presets.build import default_for, default_plan, dense_plan
+from sparvar.scale_plans.presets.kv_compression import hack, held_share, local, peak_share, scalekv
+from sparvar.scale_plans.presets.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
+from sparvar.scale_plans.presets.published import Published, find_published, published_models
+from sparvar.scale_plans.presets.schedules import infinity_schedules, parse_schedule
 from sparvar.scale_plans.reductions import FILLS, SCORES, Guidance, PrunedSpan, Pruning, Skip
-from sparvar.scale_plans.schedules import infinity_schedules, parse_schedule
 from sparvar.scale_plans.schema import json_schema
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
-from sparvar.scale_plans.shipped import find_plan, load_plan, shipped_plans
+from sparvar.scale_plans.shipped.catalogue import find_plan, load_plan, shipped_plans
+from sparvar.scale_plans.show.compare import PlanDiff, diff
 from sparvar.scale_plans.thresholds import keep_count, layer_score, start_scale
-from sparvar.scale_plans.transfer import carried, transfer
+from sparvar.scale_plans.transfer.plan import carried, transfer
 from sparvar.scale_plans.work import ScaleWork, scale_work, total_work
 
 __all__ = [

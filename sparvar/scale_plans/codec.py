@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sparvar.errors import PlanError, message
-from sparvar.scale_plans.check import closest, contradictions
+from sparvar.scale_plans.check.plan_fields import closest, contradictions
 from sparvar.scale_plans.data import SCHEMA_VERSION, PlanFields, as_json
 
 LINE_WIDTH = 100

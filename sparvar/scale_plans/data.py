@@ -64,7 +64,7 @@ class Thresholds(Record):
     """Parameters of entropy-guided pruning (ToProVAR, section 4), and what calibration found with them.
 
     ``sparvar.scale_plans.thresholds`` says what they mean, and
-    ``sparvar.scale_plans.methods.toprovar`` makes pruned spans of them.
+    ``sparvar.scale_plans.presets.methods.toprovar`` makes pruned spans of them.
     """
 
     tau: float | None = None

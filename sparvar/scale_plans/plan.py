@@ -10,10 +10,11 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from sparvar.errors import PlanError, PlanWarning, message
-from sparvar.scale_plans import codec, files, geometry, table
+from sparvar.scale_plans import codec, files, geometry
 from sparvar.scale_plans.adapt import chosen_changes
-from sparvar.scale_plans.check import contradictions
+from sparvar.scale_plans.check.plan_fields import contradictions
 from sparvar.scale_plans.data import PlanFields, as_json
+from sparvar.scale_plans.show import table
 from sparvar.scale_plans.work import attention_share
 
 

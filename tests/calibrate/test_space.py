@@ -12,7 +12,7 @@ from sparvar.calibrate.runner import split_prompts
 from sparvar.calibrate.solver import MULTIPLIERS, ScaleOptions, _Search, solve
 from sparvar.calibrate.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
 from sparvar.scale_plans import Plan, dense_plan
-from sparvar.scale_plans.schedules import HART_1024, HART_TEXT_TOKENS, squares
+from sparvar.scale_plans.presets.schedules import HART_1024, HART_TEXT_TOKENS, squares
 from tests.calibrate.test_solver import problem
 
 INFINITY = squares((1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))

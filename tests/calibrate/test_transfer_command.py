@@ -20,7 +20,7 @@ from sparvar.calibrate import Subject, compare_plans
 from sparvar.calibrate.subject import as_subject, scaled_schedule
 from sparvar.errors import OptionError, PlanError, SparvarError
 from sparvar.scale_plans import Plan, transfer
-from sparvar.scale_plans.schedules import squares
+from sparvar.scale_plans.presets.schedules import squares
 from sparvar.tools.cli import app
 from tests.calibrate import factories
 from tests.tiny import dense_changes, tiny_model, tiny_plan

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import pytest
 
 from sparvar.errors import OutputError, PlanError
-from sparvar.scale_plans import Plan, find_plan, load_plan, shipped, shipped_plans
+from sparvar.scale_plans import Plan, find_plan, load_plan, shipped_plans
+from sparvar.scale_plans.shipped import catalogue
 from tests.scale_plans.strategies import infinity_plan
 
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -96,13 +97,13 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in place of the shipped plans."""
-    monkeypatch.setattr(shipped, "_FOLDER", tmp_path)
+    monkeypatch.setattr(catalogue, "_FOLDER", tmp_path)
     return tmp_path
 
 
 def test_no_shipped_plans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (folder, folder / "absent"):
-        monkeypatch.setattr(shipped, "_FOLDER", place)
+        monkeypatch.setattr(catalogue, "_FOLDER", place)
         assert shipped_plans() == {}
         assert find_plan(FINGERPRINT) is None
         with pytest.raises(PlanError, match=r"a file or one of the shipped plans \(var-d16, .*got landscape"):

@@ -8,7 +8,7 @@ import pytest
 
 from sparvar.errors import PlanError
 from sparvar.scale_plans import Plan, diff, hack, held_share, local, peak_share, scalekv, transfer
-from sparvar.scale_plans.kv_build import drafters
+from sparvar.scale_plans.presets.kv_compression import drafters
 from tests.scale_plans.strategies import INFINITY, infinity_plan
 
 SOUND: dict[str, Any] = {

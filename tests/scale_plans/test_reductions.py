@@ -17,7 +17,7 @@ from sparvar.scale_plans import (
     total_work,
     transfer,
 )
-from sparvar.scale_plans.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
+from sparvar.scale_plans.presets.methods import conditional, fastvar, kept_tokens, sparsevar, toprovar
 from tests.scale_plans.strategies import infinity_plan
 
 SCHEDULE = tuple((side, side) for side in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))

@@ -15,8 +15,8 @@ from sparvar.scale_plans import (
     load_plan,
     published_models,
 )
-from sparvar.scale_plans.published import block_signature
-from sparvar.scale_plans.schedules import VAR_256, parse_schedule
+from sparvar.scale_plans.presets.published import block_signature
+from sparvar.scale_plans.presets.schedules import VAR_256, parse_schedule
 
 SQUARE, WIDE, TALL = (parse_schedule(text) for text in ("1x1 2x2 4x4 6x6", "1x1 2x3 3x4 4x9", "1x1 3x2 4x3 9x4"))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sparvar.errors import PlanError
 from sparvar.scale_plans import Plan, carried, infinity_schedules, load_plan, transfer
 from sparvar.scale_plans.data import Thresholds
-from sparvar.scale_plans.schedules import squares
+from sparvar.scale_plans.presets.schedules import squares
 from tests.scale_plans.strategies import infinity_plan, plans
 
 SCHEDULES = infinity_schedules()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sparvar.errors import PlanError, message
 from sparvar.scale_plans.plan import Plan
-from sparvar.scale_plans.published import published_models, published_plan
+from sparvar.scale_plans.presets.published import published_models, published_plan
 
-_FOLDER = Path(__file__).with_name("shipped")
+_FOLDER = Path(__file__).parent
 
 
 def _files() -> dict[str, Path]:

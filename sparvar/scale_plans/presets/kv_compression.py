@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from sparvar.errors import PlanError, message
-from sparvar.scale_plans.check import ranges
+from sparvar.scale_plans.check.plan_fields import ranges
 from sparvar.scale_plans.data import PlanFields
 from sparvar.scale_plans.kv_cache import KVCompression
 

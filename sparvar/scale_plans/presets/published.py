@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sparvar.errors import PlanError, message
-from sparvar.scale_plans.build import default_plan
 from sparvar.scale_plans.data import Provenance
 from sparvar.scale_plans.plan import Plan
-from sparvar.scale_plans.schedules import (
+from sparvar.scale_plans.presets.build import default_plan
+from sparvar.scale_plans.presets.schedules import (
     HART_1024,
     HART_TEXT_TOKENS,
     VAR_256,

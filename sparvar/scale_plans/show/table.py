@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sparvar.scale_plans.adapt import Adapt, graph_bound
-from sparvar.scale_plans.check import contradictions, printable, ranges
+from sparvar.scale_plans.check.plan_fields import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import kept_share
-from sparvar.scale_plans.kv_build import kv_lines
+from sparvar.scale_plans.presets.kv_compression import kv_lines
 from sparvar.scale_plans.thresholds import keep_count
 from sparvar.scale_plans.work import attention_share
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from sparvar.scale_plans.check import printable, ranges
+from sparvar.scale_plans.check.plan_fields import printable, ranges
 from sparvar.scale_plans.data import OPTIONAL_FIELDS, CS4AScale, CSLAScale, PlanFields
 
 Entry = TypeVar("Entry", CS4AScale, CSLAScale)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from sparvar.scale_plans.data import CS4AScale, CSLAScale, Provenance, Thresholds
-from sparvar.scale_plans.kv_build import carried_kv
 from sparvar.scale_plans.plan import Plan
+from sparvar.scale_plans.presets.kv_compression import carried_kv
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
-from sparvar.scale_plans.transfer_reductions import carried_reductions
+from sparvar.scale_plans.transfer.reductions import carried_reductions
 
 Correspondence = Callable[[int], int]
 """From a scale of the target to the scale of the source that stands for it."""

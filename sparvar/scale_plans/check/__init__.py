@@ -1,0 +1,1 @@
+"""Every contradiction a plan can hold, found at once."""

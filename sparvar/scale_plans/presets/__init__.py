@@ -1,0 +1,1 @@
+"""Plans by rule: published models and methods, before any calibration."""

@@ -1,0 +1,1 @@
+"""Plans as text for people: a table, and the difference of two."""

@@ -1,0 +1,1 @@
+"""A plan carried to another schedule (resolution, aspect ratio) by rule."""
