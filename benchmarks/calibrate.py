@@ -40,9 +40,9 @@ from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.loop import Loop
 from sparvar.calibrate.runner import Measured, Runner, together
 from sparvar.calibrate.trials import Held
+from sparvar.evaluate.machine import machine
 from sparvar.scale_plans import Plan, load_plan, write_whole
-from sparvar.tools.cmd_calibrate import EFFORTS, Search
-from sparvar.tools.machine import machine
+from sparvar.tools.commands.calibrate import EFFORTS, Search
 from sparvar.zoo import CLASSES
 
 OUT = Path(__file__).parent / "results" / "calibrate-cpu.json"

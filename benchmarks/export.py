@@ -24,9 +24,9 @@ import typer
 
 import sparvar
 from sparvar.artefact import Artefact, load, verify
+from sparvar.evaluate.machine import machine
 from sparvar.export.capture import all_dense
 from sparvar.scale_plans import load_plan, shipped_plans, write_whole
-from sparvar.tools.machine import machine
 from sparvar.zoo import CLASSES, landscape
 
 OUT = Path(__file__).parent / "results" / "export-cpu.json"

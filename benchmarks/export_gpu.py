@@ -24,9 +24,9 @@ import typer
 
 import sparvar
 from sparvar.artefact import load, verify
+from sparvar.evaluate.machine import machine
 from sparvar.export import export_artefact
 from sparvar.scale_plans import default_plan
-from sparvar.tools.machine import machine
 from sparvar.zoo import landscape
 from sparvar.zoo.model import LandscapeVAR
 from sparvar.zoo.tokenizer import BitTokenizer

@@ -26,7 +26,7 @@ import torch
 import typer
 from gpu_cases import SCHEDULES, KernelCase, Sizes, kernel_cases, transformer_case
 
-from sparvar.tools.machine import machine
+from sparvar.evaluate.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 REACH = {

@@ -22,10 +22,10 @@ import sparvar
 from sparvar.calibrate import load_subject
 from sparvar.calibrate.kv_statistics import kv_statistics
 from sparvar.calibrate.subject import Subject
+from sparvar.evaluate.machine import machine
+from sparvar.evaluate.memory import live_peak
 from sparvar.scale_plans import KVCompression, Plan, hack, held_share, local, peak_share, scalekv, shipped_plans
-from sparvar.tools.common import as_json
-from sparvar.tools.machine import machine
-from sparvar.tools.memory import live_peak
+from sparvar.tools.console import as_json
 
 PROMPTS = ("mountain", "sea", "valley", "city")
 SEED = 50

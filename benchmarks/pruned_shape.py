@@ -17,10 +17,10 @@ from typing import Annotated
 import typer
 
 import sparvar
+from sparvar.evaluate.machine import machine
 from sparvar.scale_plans import Plan, Thresholds, toprovar, write_whole
-from sparvar.tools.bench_methods import MethodSettings
-from sparvar.tools.bench_shape import ShapeBench
-from sparvar.tools.machine import machine
+from sparvar.tools.bench.methods import MethodSettings
+from sparvar.tools.bench.shape import ShapeBench
 from sparvar.zoo.shaped import SCHEDULE_1M
 
 OUT = Path(__file__).parent / "results" / "pruned-shape-cpu.json"

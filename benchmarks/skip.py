@@ -20,9 +20,9 @@ from typing import Any
 
 from sparvar.calibrate import load_subject
 from sparvar.calibrate.fit_skip import Option, Sample, fit_samples, skip_samples
+from sparvar.evaluate.machine import machine
 from sparvar.passes import fingerprint
 from sparvar.scale_plans import decide
-from sparvar.tools.machine import machine
 
 PROMPTS = ("mountain", "sea", "city", "fields", "desert")
 SEEDS = (70, 71)

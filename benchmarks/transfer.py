@@ -15,9 +15,9 @@ import torch
 import typer
 
 from sparvar.calibrate import compare_plans, load_subject
+from sparvar.evaluate.machine import machine
 from sparvar.scale_plans import shipped_plans, transfer
-from sparvar.tools.common import as_json
-from sparvar.tools.machine import machine
+from sparvar.tools.console import as_json
 
 SIZES = ((512, 512), (384, 384), (512, 768), (640, 384))
 PROMPTS = ("mountain", "sea", "valley", "city")

@@ -28,8 +28,8 @@ import typer
 
 import sparvar
 from sparvar import site_graphs
+from sparvar.evaluate.machine import machine
 from sparvar.runtime.attachment import Attachment
-from sparvar.tools.machine import machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.upstream.checkouts import family_imports

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from sparvar.tools.cmd_bench import bench
-from sparvar.tools.cmd_calibrate import calibrate
-from sparvar.tools.cmd_demo import demo
-from sparvar.tools.cmd_doctor import doctor
-from sparvar.tools.cmd_explain import explain
-from sparvar.tools.cmd_export import export
-from sparvar.tools.cmd_inspect import inspect
-from sparvar.tools.cmd_run import run
-from sparvar.tools.cmd_transfer import transfer
-from sparvar.tools.cmd_verify import verify
-from sparvar.tools.common import EXIT_CODES, paragraphs
+from sparvar.tools.commands.bench import bench
+from sparvar.tools.commands.calibrate import calibrate
+from sparvar.tools.commands.demo import demo
+from sparvar.tools.commands.doctor import doctor
+from sparvar.tools.commands.explain import explain
+from sparvar.tools.commands.export import export
+from sparvar.tools.commands.inspect import inspect
+from sparvar.tools.commands.run import run
+from sparvar.tools.commands.transfer import transfer
+from sparvar.tools.commands.verify import verify
+from sparvar.tools.console import EXIT_CODES, paragraphs
 from sparvar.version import __version__
 
 app = typer.Typer(

@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sparvar.runtime": (*SHARED, "sparvar.options", "sparvar.scale_plans.*", "sparvar.kernels.*", "sparvar.runtime.*"),
     "sparvar.passes": (*SHARED, "sparvar.options", "sparvar.scale_plans.*", "sparvar.kernels.*", "sparvar.passes.*"),
     "sparvar.zoo": ("sparvar.zoo.*",),
+    "sparvar.evaluate": (*SHARED, "sparvar.kernels", "sparvar.scale_plans", "sparvar.evaluate.*"),
     "sparvar.calibrate": (
         *SHARED,
         "sparvar.backend",
@@ -53,6 +54,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *SHARED,
         "sparvar.artefact",
         "sparvar.calibrate",
+        "sparvar.evaluate.*",
         "sparvar.export",
         "sparvar.scale_plans",
         "sparvar.kernels",
@@ -72,6 +74,7 @@ WHY = {
     "sparvar.runtime": "the runtime runs plans and sees no graph: graph work belongs to passes/, wiring to backend.py",
     "sparvar.passes": "passes rewrite graphs: state of a generation belongs to runtime/, wiring to backend.py",
     "sparvar.zoo": "the zoo is written as any upstream model is and knows nothing of sparvar: move the code to tools/",
+    "sparvar.evaluate": "measurements know tensors and plans: what is measured belongs to calibrate/ or tools/",
     "sparvar.calibrate": "calibration watches the runtime through the backend: a rule on graphs belongs to passes/",
     "sparvar.artefact": "artefacts run where there is neither model nor plan: what makes them belongs to export/",
     "sparvar.export": "export makes artefacts with any part of the package: what a user types belongs to tools/",

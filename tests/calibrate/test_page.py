@@ -16,9 +16,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 from sparvar.scale_plans import Plan, held_share, local
-from sparvar.tools.calibrate_facts import nearest_group, numbers, own_candidate, seconds
-from sparvar.tools.calibrate_figure import DPI, WIDTH, drawn
-from sparvar.tools.calibrate_page import SECTIONS, page
+from sparvar.tools.reports.calibration_facts import nearest_group, numbers, own_candidate, seconds
+from sparvar.tools.reports.calibration_figure import DPI, WIDTH, drawn
+from sparvar.tools.reports.calibration_page import SECTIONS, page
 from tests.calibrate.reports import make_plan, make_report
 
 Report = dict[str, Any]
@@ -36,7 +36,7 @@ def no_warnings() -> Iterator[None]:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of words: drawing takes seconds."""
-    monkeypatch.setattr("sparvar.tools.calibrate_page.png", lambda section: "")
+    monkeypatch.setattr("sparvar.tools.reports.calibration_page.png", lambda section: "")
 
 
 class Reader(HTMLParser):

@@ -9,7 +9,8 @@ import torch
 
 from sparvar import kernels
 from sparvar.errors import KernelError
-from sparvar.tools import bench_ops, bench_static
+from sparvar.tools.bench import ops as bench_ops
+from sparvar.tools.bench import static as bench_static
 from tests.tools.conftest import Tiny
 
 

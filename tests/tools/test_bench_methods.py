@@ -11,7 +11,7 @@ import torch
 
 import sparvar
 from sparvar.scale_plans import Plan, dense_plan, infinity_schedules
-from sparvar.tools.methods import COMPRESSED, SKIPPING, Method, compressed, published
+from sparvar.tools.bench.published_methods import COMPRESSED, SKIPPING, Method, compressed, published
 from tests.plan_reference import generate as slow
 from tests.tiny import tiny_model
 from tests.tools.conftest import Tiny, run_command

@@ -18,7 +18,7 @@ from PIL import Image
 from sparvar.errors import OutputError
 from sparvar.scale_plans import Plan
 from sparvar.tools import output
-from sparvar.tools.cmd_demo import FILES
+from sparvar.tools.commands.demo import FILES
 from tests.tools.conftest import Tiny, command, run_command
 
 PROMISED = (
@@ -178,8 +178,8 @@ def test_damaged_weights(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from sparvar.tools import cmd_demo
+    from sparvar.tools.commands import demo
 
-    monkeypatch.setattr(cmd_demo, "compiler", lambda: None)
-    assert cmd_demo.choose_inner(cmd_demo.Inner.auto) == "eager"
+    monkeypatch.setattr(demo, "compiler", lambda: None)
+    assert demo.choose_inner(demo.Inner.auto) == "eager"
     assert "No C++ compiler was found" in capsys.readouterr().err

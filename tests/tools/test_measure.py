@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sparvar import kernels
-from sparvar.tools import memory
-from sparvar.tools.common import as_json
-from sparvar.tools.measure import Spread, compare, interleave, ratio
-from sparvar.tools.memory import live_peak, peak_memory
+from sparvar.evaluate import memory
+from sparvar.evaluate.memory import live_peak, peak_memory
+from sparvar.evaluate.metrics import Spread, compare, interleave, ratio
+from sparvar.tools.console import as_json
 
 
 def test_spread_of_few_and_many() -> None:

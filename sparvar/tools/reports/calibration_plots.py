@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from sparvar.scale_plans import Plan
-from sparvar.tools.calibrate_facts import (
+from sparvar.tools.reports.calibration_facts import (
     by_scale,
     decibels,
     first_budget,
@@ -20,7 +20,7 @@ from sparvar.tools.calibrate_facts import (
     plural,
     seconds,
 )
-from sparvar.tools.calibrate_figure import (
+from sparvar.tools.reports.calibration_figure import (
     ALARM,
     ALPHA,
     AMOUNT,

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from sparvar.scale_plans import Plan
-from sparvar.tools.calibrate_facts import late_scales, mean, numbers, own_candidate
-from sparvar.tools.calibrate_figure import (
+from sparvar.tools.reports.calibration_facts import late_scales, mean, numbers, own_candidate
+from sparvar.tools.reports.calibration_figure import (
     AMOUNT,
     CLASSES,
     INK,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from sparvar.tools.demo import DemoResult
-from sparvar.tools.machine import device_name, machine
-from sparvar.tools.measure import Spread
+from sparvar.evaluate.machine import device_name, machine
+from sparvar.evaluate.metrics import Spread
+from sparvar.tools.bench.demo import DemoResult
 
 
 def psnr_median(result: DemoResult) -> float:

@@ -15,10 +15,10 @@ from typing import Any
 
 import sparvar
 from sparvar.errors import SparvarError, message
-from sparvar.tools.attention_time import attention_time
-from sparvar.tools.common import load_landscape
-from sparvar.tools.demo import inductor_dense
-from sparvar.tools.measure import Generation, Spread, compare, ratio, timed_generation
+from sparvar.evaluate.attention_time import attention_time
+from sparvar.evaluate.metrics import Generation, Spread, compare, ratio, timed_generation
+from sparvar.tools.bench.demo import inductor_dense
+from sparvar.tools.console import load_landscape
 from sparvar.zoo import CLASSES
 
 VARIANTS = ("eager", "inductor", "sparse")
@@ -190,7 +190,7 @@ def memory_of(settings: GenerateSettings, variant: str) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "sparvar.tools.memory_worker",
+        "sparvar.tools.bench.memory_worker",
         variant,
         settings.plan,
         settings.inner,

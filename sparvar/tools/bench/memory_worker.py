@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from sparvar.tools.bench_generate import GenerateSettings, build
-from sparvar.tools.memory import live_peak, peak_memory
+from sparvar.evaluate.memory import live_peak, peak_memory
+from sparvar.tools.bench.generate import GenerateSettings, build
 from sparvar.zoo import CLASSES
 
 

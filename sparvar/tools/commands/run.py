@@ -11,8 +11,8 @@ import typer
 from sparvar.artefact import load
 from sparvar.errors import OptionError, message
 from sparvar.tools import output as places
-from sparvar.tools.common import handled, output
-from sparvar.tools.picture import png_of
+from sparvar.tools.console import handled, output
+from sparvar.tools.reports.picture import png_of
 
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the native code of an artefact that was not made on this machine.")

@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sparvar.export import export_artefact, load_exportable
-from sparvar.tools.common import handled, notes, output
+from sparvar.tools.console import handled, notes, output
 
 
 class Format(str, Enum):

@@ -11,13 +11,17 @@ from rich.table import Table
 
 from sparvar import kernels
 from sparvar.errors import OptionError, message
-from sparvar.tools import bench_generate, bench_methods, bench_ops, bench_shape, bench_static
+from sparvar.evaluate.machine import machine
+from sparvar.evaluate.metrics import require_metrics
 from sparvar.tools import output as files
-from sparvar.tools.cmd_demo import BASELINES, BaselineChoice, Inner, choose_inner
-from sparvar.tools.common import EXIT_CODES, as_json, handled, notes, output
-from sparvar.tools.demo_report import decibels, mebibytes
-from sparvar.tools.machine import machine
-from sparvar.tools.measure import require_metrics
+from sparvar.tools.bench import generate as bench_generate
+from sparvar.tools.bench import methods as bench_methods
+from sparvar.tools.bench import ops as bench_ops
+from sparvar.tools.bench import shape as bench_shape
+from sparvar.tools.bench import static as bench_static
+from sparvar.tools.commands.demo import BASELINES, BaselineChoice, Inner, choose_inner
+from sparvar.tools.console import EXIT_CODES, as_json, handled, notes, output
+from sparvar.tools.reports.demo_table import decibels, mebibytes
 from sparvar.zoo import SHAPES
 
 bench = typer.Typer(invoke_without_command=True, no_args_is_help=False)

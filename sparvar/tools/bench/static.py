@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sparvar import kernels
 from sparvar.errors import KernelError, message
-from sparvar.tools.common import notes
+from sparvar.tools.console import notes
 
 __all__ = ["refuse_problems", "run", "table"]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import sparvar
 from sparvar.errors import OptionError, message
-from sparvar.tools import calibrate_maps as maps
-from sparvar.tools import calibrate_plots as plots
-from sparvar.tools import calibrate_reductions as reductions
-from sparvar.tools.calibrate_facts import EQUAL_DB, decibels, numbers, plural, seconds
-from sparvar.tools.calibrate_figure import INK, LINE, SOFT, WIDTH, Section, png
+from sparvar.tools.reports import calibration_maps as maps
+from sparvar.tools.reports import calibration_plots as plots
+from sparvar.tools.reports import calibration_reductions as reductions
+from sparvar.tools.reports.calibration_facts import EQUAL_DB, decibels, numbers, plural, seconds
+from sparvar.tools.reports.calibration_figure import INK, LINE, SOFT, WIDTH, Section, png
 
 STYLE = f"""
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: {INK};

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from sparvar.evaluate.machine import machine
 from sparvar.scale_plans import Plan
-from sparvar.tools.demo import DemoResult
-from sparvar.tools.demo_report import change, count, decibels, faster, psnr_median, rows
-from sparvar.tools.machine import machine
-from sparvar.tools.page_style import STYLE
-from sparvar.tools.picture import GAIN, SCALE_COLOURS, colour_of, overlay, to_array
+from sparvar.tools.bench.demo import DemoResult
+from sparvar.tools.reports.demo_table import change, count, decibels, faster, psnr_median, rows
+from sparvar.tools.reports.page_style import STYLE
+from sparvar.tools.reports.picture import GAIN, SCALE_COLOURS, colour_of, overlay, to_array
 
 VARIANTS = {"eager": ("dense", "#94a3b8"), "inductor": ("dense, Inductor", "#64748b"), "sparse": ("sparse", "#0f766e")}
 

@@ -15,11 +15,11 @@ from sparvar.calibrate import Budget, Calibration, Effort
 from sparvar.calibrate import calibrate as run
 from sparvar.errors import SparvarError, message
 from sparvar.tools import output
-from sparvar.tools.calibrate_page import page, require_plots
-from sparvar.tools.cmd_demo import Inner, choose_inner
-from sparvar.tools.common import as_json, handled, notes
-from sparvar.tools.common import output as results
+from sparvar.tools.commands.demo import Inner, choose_inner
+from sparvar.tools.console import as_json, handled, notes
+from sparvar.tools.console import output as results
 from sparvar.tools.prompts import find_subject, read_prompts
+from sparvar.tools.reports.calibration_page import page, require_plots
 
 
 class Search(str, Enum):

@@ -12,15 +12,15 @@ import typer
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from sparvar.evaluate.machine import compiler
+from sparvar.evaluate.metrics import require_metrics
 from sparvar.tools import output
-from sparvar.tools.common import as_json, handled, load_landscape, notes, print_json
-from sparvar.tools.common import output as results
-from sparvar.tools.demo import Baseline, Demo, DemoSettings, Progress, generations
-from sparvar.tools.demo_report import closing_table, report
-from sparvar.tools.machine import compiler
-from sparvar.tools.measure import require_metrics
-from sparvar.tools.page import page
-from sparvar.tools.picture import comparison, png
+from sparvar.tools.bench.demo import Baseline, Demo, DemoSettings, Progress, generations
+from sparvar.tools.console import as_json, handled, load_landscape, notes, print_json
+from sparvar.tools.console import output as results
+from sparvar.tools.reports.demo_page import page
+from sparvar.tools.reports.demo_table import closing_table, report
+from sparvar.tools.reports.picture import comparison, png
 from sparvar.zoo import CLASSES
 
 FILES = ("plan.json", "comparison.png", "report.html", "report.json")

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from sparvar import env, kernels
 from sparvar.errors import PlanError, SparvarError
+from sparvar.evaluate.machine import PACKAGES, compiler, machine, memory_total, version_of
 from sparvar.scale_plans import shipped_plans
-from sparvar.tools.common import FAILED, handled, output, print_json
-from sparvar.tools.machine import PACKAGES, compiler, machine, memory_total, version_of
+from sparvar.tools.console import FAILED, handled, output, print_json
 from sparvar.zoo import LandscapeWeightsError, landscape
 
 State = Literal["ok", "note", "broken"]

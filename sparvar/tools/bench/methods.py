@@ -13,13 +13,13 @@ from typing import Any
 import sparvar
 from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
+from sparvar.evaluate.memory import live_peak, peak_memory
+from sparvar.evaluate.metrics import Generation, Spread, compare, ratio, timed_generation
 from sparvar.scale_plans import Plan, ScaleWork, dense_plan, find_plan, load_plan
-from sparvar.tools.bench_pair import SOURCE, ImagePair, Pair, pairs
-from sparvar.tools.common import load_landscape
-from sparvar.tools.demo import compile_blocks
-from sparvar.tools.measure import Generation, Spread, compare, ratio, timed_generation
-from sparvar.tools.memory import live_peak, peak_memory
-from sparvar.tools.methods import COMPRESSED, SKIPPING, Method, compressed, published
+from sparvar.tools.bench.demo import compile_blocks
+from sparvar.tools.bench.pair import SOURCE, ImagePair, Pair, pairs
+from sparvar.tools.bench.published_methods import COMPRESSED, SKIPPING, Method, compressed, published
+from sparvar.tools.console import load_landscape
 from sparvar.zoo import CLASSES
 
 DENSE = "dense"

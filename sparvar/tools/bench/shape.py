@@ -19,11 +19,11 @@ from torch import Tensor
 import sparvar
 from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
+from sparvar.evaluate.metrics import Generation
 from sparvar.scale_plans import Plan, Schedule, dense_plan, infinity_schedules
-from sparvar.tools.bench_methods import Bench, MethodSettings
-from sparvar.tools.bench_pair import Pair, ShapedPair, pairs
-from sparvar.tools.measure import Generation
-from sparvar.tools.methods import SKIPPED
+from sparvar.tools.bench.methods import Bench, MethodSettings
+from sparvar.tools.bench.pair import Pair, ShapedPair, pairs
+from sparvar.tools.bench.published_methods import SKIPPED
 from sparvar.zoo import SHAPES, ShapedVAR, shaped
 
 SEEDS = 2

@@ -15,9 +15,9 @@ from sparvar.errors import OptionError, PlanError, message
 from sparvar.scale_plans import Plan, Schedule, load_plan, parse_schedule, schedule_text
 from sparvar.scale_plans import transfer as carry
 from sparvar.tools import output
-from sparvar.tools.cmd_demo import Inner, choose_inner
-from sparvar.tools.common import handled, notes
-from sparvar.tools.common import output as results
+from sparvar.tools.commands.demo import Inner, choose_inner
+from sparvar.tools.console import handled, notes
+from sparvar.tools.console import output as results
 from sparvar.tools.prompts import find_subject, read_prompts
 from sparvar.version import __version__
 

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sparvar.scale_plans import Plan
-from sparvar.tools.demo import DemoImage
-from sparvar.tools.demo_report import decibels
-from sparvar.tools.kept_columns import KeptColumns
+from sparvar.tools.bench.demo import DemoImage
+from sparvar.tools.reports.demo_table import decibels
+from sparvar.tools.reports.kept_columns import KeptColumns
 
 GAIN = 8
 """How much differences are enlarged in the comparison."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sparvar
 from sparvar.errors import OptionError, message
 from sparvar.scale_plans import Plan
-from sparvar.tools.methods import SKIPPING, shortened
+from sparvar.tools.bench.published_methods import SKIPPING, shortened
 
 CODE = "CoDe"
 SOURCE = "CoDe, handover at {} of {}"

@@ -14,8 +14,8 @@ from torch import nn
 
 import sparvar
 from sparvar.errors import OptionError, PlanError, message
-from sparvar.tools.cmd_demo import Inner, choose_inner
-from sparvar.tools.common import handled, load_landscape, notes, output, print_json
+from sparvar.tools.commands.demo import Inner, choose_inner
+from sparvar.tools.console import handled, load_landscape, notes, output, print_json
 
 LANDSCAPE = "zoo:landscape"
 

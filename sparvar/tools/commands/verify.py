@@ -10,8 +10,8 @@ from rich.table import Table
 
 from sparvar.artefact import Report
 from sparvar.artefact import verify as check
-from sparvar.tools.cmd_run import Device, Source, Trust, Which
-from sparvar.tools.common import FAILED, fail, handled, output, print_json
+from sparvar.tools.commands.run import Device, Source, Trust, Which
+from sparvar.tools.console import FAILED, fail, handled, output, print_json
 
 
 @handled

@@ -10,8 +10,8 @@ import typer
 
 from sparvar.errors import OptionError, PlanError, PlanWarning, message
 from sparvar.scale_plans import Plan, diff, load_plan
-from sparvar.tools.artefact_view import facts, is_artefact, view
-from sparvar.tools.common import FAILED, handled, notes, output, print_json
+from sparvar.tools.console import FAILED, handled, notes, output, print_json
+from sparvar.tools.reports.artefact_view import facts, is_artefact, view
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

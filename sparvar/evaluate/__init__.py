@@ -1,0 +1,1 @@
+"""Measurements: image quality, time, memory, and the machine they were taken on."""

@@ -1,0 +1,1 @@
+"""The measurements behind `sparvar bench` and `sparvar demo`."""

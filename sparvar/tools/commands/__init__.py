@@ -1,0 +1,1 @@
+"""The commands of `sparvar`, one module each."""
