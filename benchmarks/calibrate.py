@@ -33,13 +33,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 import sparvar
 from sparvar.calibrate import Budget, load_subject
-from sparvar.calibrate import run as calibration
+from sparvar.calibrate import api as calibration
 from sparvar.calibrate.budget import MOST_IMAGES
-from sparvar.calibrate.difficulty import detail, easier
+from sparvar.calibrate.fit.difficulty import detail, easier
 from sparvar.calibrate.journal import Journal
-from sparvar.calibrate.loop import Loop
-from sparvar.calibrate.runner import Measured, Runner, together
-from sparvar.calibrate.trials import Held
+from sparvar.calibrate.measure.runner import Measured, Runner, together
+from sparvar.calibrate.search.loop import Loop
+from sparvar.calibrate.search.trials import Held
 from sparvar.evaluate.machine import machine
 from sparvar.scale_plans import Plan, load_plan, write_whole
 from sparvar.tools.commands.calibrate import EFFORTS, Search

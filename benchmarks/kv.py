@@ -20,7 +20,7 @@ from torch import Tensor
 
 import sparvar
 from sparvar.calibrate import load_subject
-from sparvar.calibrate.kv_statistics import kv_statistics
+from sparvar.calibrate.measure.kv_statistics import kv_statistics
 from sparvar.calibrate.subject import Subject
 from sparvar.evaluate.machine import machine
 from sparvar.evaluate.memory import live_peak

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparvar.calibrate import load_subject
-from sparvar.calibrate.fit_skip import Option, Sample, fit_samples, skip_samples
+from sparvar.calibrate.fit.skip import Option, Sample, fit_samples, skip_samples
 from sparvar.evaluate.machine import machine
 from sparvar.passes import fingerprint
 from sparvar.scale_plans import decide

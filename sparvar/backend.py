@@ -64,7 +64,7 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
                     f"plan {plan.name}: adapt",
                     f"be fitted on this {type(model).__name__} (fingerprint {mark[:19]}...)",
                     f"fitted on another model ({plan.adapt.fingerprint[:19]}...)",
-                    "fit it on this one (sparvar.calibrate.fit_skip), or take adapt out of the plan",
+                    "fit it on this one (sparvar.calibrate.fit.skip), or take adapt out of the plan",
                 )
             )
         if plan.model.fingerprint and not _fits(plan, model, mark):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sparvar.calibrate.predict import Sites, relative_errors
+from sparvar.calibrate.fit.predict import Sites, relative_errors
 
 
 def facts(sites: Sites, layers: int) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 
 from sparvar.calibrate.budget import Budget
-from sparvar.calibrate.runner import Runner
-from sparvar.calibrate.trials import Held, Trial
+from sparvar.calibrate.measure.runner import Runner
+from sparvar.calibrate.search.trials import Held, Trial
 from sparvar.kernels import Gpu
 from sparvar.scale_plans import Plan, Provenance, Thresholds, default_for, find_plan
 from sparvar.version import __version__

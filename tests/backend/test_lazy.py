@@ -44,11 +44,11 @@ assert Pen is sys.modules["made.draw"].Pen
 """
 # The same with the real names, after what brings the folder in first.
 REAL = """
-import sys, types, sparvar, sparvar.calibrate.run, sparvar.explain
+import sys, types, sparvar, sparvar.calibrate.api, sparvar.explain
 from sparvar.calibrate import Budget, calibrate
 from sparvar.explain import Explanation, explain
 assert type(sparvar.calibrate) is type(sparvar.explain) is types.FunctionType
-assert sparvar.calibrate is calibrate is sys.modules["sparvar.calibrate.run"].calibrate
+assert sparvar.calibrate is calibrate is sys.modules["sparvar.calibrate.api"].calibrate
 assert sparvar.explain is explain is sys.modules["sparvar.explain"].explain
 assert Budget is sys.modules["sparvar.calibrate"].Budget
 """
@@ -73,7 +73,7 @@ def test_a_function_and_a_folder_of_one_name(tmp_path: Path, first: str) -> None
     run("\n".join([f"import sys; sys.path.insert(0, {str(tmp_path)!r})", USES[first], *USES.values(), AFTERWARDS]))
 
 
-@pytest.mark.parametrize("first", ["import sparvar; sparvar.calibrate", "from sparvar.calibrate.run import Budget"])
+@pytest.mark.parametrize("first", ["import sparvar; sparvar.calibrate", "from sparvar.calibrate.api import Budget"])
 def test_calibrate_is_a_function_and_a_folder(first: str) -> None:
     run(first + REAL)
 

@@ -8,8 +8,8 @@ import math
 from typing import Any
 
 from sparvar.calibrate.budget import Effort
-from sparvar.calibrate.decisions import decisions_record
-from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key, default_space, plan_of
+from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key, csla_key, default_space, plan_of
+from sparvar.calibrate.search.decisions import decisions_record
 from sparvar.scale_plans import Plan, Provenance, dense_plan, infinity_schedules
 
 SIDES = (1, 3, 5, 7, 9, 11, 15)

@@ -399,8 +399,8 @@ def test_observing_changes_nothing() -> None:
     import torch
 
     import sparvar
-    from sparvar.calibrate.observe import Observer
-    from sparvar.calibrate.space import default_space
+    from sparvar.calibrate.candidates.space import default_space
+    from sparvar.calibrate.measure.observe import Observer
     from sparvar.calibrate.subject import as_subject
 
     subject = as_subject(factories.tiny(), "tests:tiny")

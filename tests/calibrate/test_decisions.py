@@ -8,7 +8,7 @@ from collections.abc import Callable
 import networkx as nx
 import pytest
 
-from sparvar.calibrate.decisions import check_decisions, decisions_graph, decisions_record
+from sparvar.calibrate.search.decisions import check_decisions, decisions_graph, decisions_record
 from sparvar.scale_plans import Plan, shipped_plans
 from tests.calibrate.reports import make_plan
 

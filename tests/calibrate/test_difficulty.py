@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sparvar.calibrate.difficulty import PRIOR_SLOPE, PRIOR_WEIGHT, detail, easier
+from sparvar.calibrate.fit.difficulty import PRIOR_SLOPE, PRIOR_WEIGHT, detail, easier
 
 
 def test_detail_is_what_squares_of_pixels_do_not_show() -> None:

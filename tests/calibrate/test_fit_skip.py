@@ -7,7 +7,7 @@ import torch
 
 import sparvar
 from sparvar.backend import attachment_of
-from sparvar.calibrate.fit_skip import fit_logistic, fit_skip, psnr, ssim
+from sparvar.calibrate.fit.skip import fit_logistic, fit_skip, psnr, ssim
 from sparvar.errors import OptionError
 from sparvar.passes import fingerprint
 from sparvar.scale_plans import Plan

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparvar.calibrate.kv_search import calibrate_kv, least_budget
-from sparvar.calibrate.kv_statistics import kv_statistics
+from sparvar.calibrate.measure.kv_statistics import kv_statistics
+from sparvar.calibrate.search.kv_search import calibrate_kv, least_budget
 from sparvar.calibrate.subject import Subject
 from sparvar.runtime.key_scores import even_order, observation_queries
 from sparvar.scale_plans import local

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from sparvar.calibrate import Budget, Effort
-from sparvar.calibrate.loop import Loop
-from sparvar.calibrate.predict import Sensitivity
-from sparvar.calibrate.runner import Measured, together
-from sparvar.calibrate.trials import Trial
+from sparvar.calibrate.fit.predict import Sensitivity
+from sparvar.calibrate.measure.runner import Measured, together
+from sparvar.calibrate.search.loop import Loop
+from sparvar.calibrate.search.trials import Trial
 from tests.calibrate.reports import base_plan, make_plan
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sparvar import kernels
-from sparvar.calibrate.observe import Observer, Sample, WindowMass, mass_on
-from sparvar.calibrate.pruning import PruningSums, representative_scale
-from sparvar.calibrate.space import Setting, Space, cs4a_key, csla_key
+from sparvar.calibrate.candidates.space import Setting, Space, cs4a_key, csla_key
+from sparvar.calibrate.measure.observe import Observer, Sample, WindowMass, mass_on
+from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.session import Columns, Session
 from sparvar.runtime.site_ops import attend_columns

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
-from sparvar.calibrate.prunable import classify, map_ratio, otsu, reachable, score_curve
-from sparvar.calibrate.pruning import (
+from sparvar.calibrate.measure.prunable import classify, map_ratio, otsu, reachable, score_curve
+from sparvar.calibrate.measure.pruning import (
     ALPHAS,
     SHARES,
     PruningSums,

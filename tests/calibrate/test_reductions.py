@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparvar.calibrate.compression import Compression, compressed_cases
-from sparvar.calibrate.predict import Tag
-from sparvar.calibrate.reductions import (
+from sparvar.calibrate.candidates.compression import Compression, compressed_cases
+from sparvar.calibrate.candidates.reductions import (
     NOTHING,
     Effects,
     Pruned,
@@ -21,9 +20,10 @@ from sparvar.calibrate.reductions import (
     skipped_pruned_candidates,
     source_candidates,
 )
-from sparvar.calibrate.runner import Measured
-from sparvar.calibrate.solver import Case, ScaleOptions, solve
-from sparvar.calibrate.space import Setting
+from sparvar.calibrate.candidates.space import Setting
+from sparvar.calibrate.fit.predict import Tag
+from sparvar.calibrate.measure.runner import Measured
+from sparvar.calibrate.search.solver import Case, ScaleOptions, solve
 from sparvar.scale_plans import Plan, dense_plan, local
 
 SCHEDULE = tuple((side, side) for side in (1, 2, 4, 8, 16, 32))

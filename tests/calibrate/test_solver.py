@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
-from sparvar.calibrate import solver
-from sparvar.calibrate.solver import Case, ScaleOptions, solve
+from sparvar.calibrate.search import solver
+from sparvar.calibrate.search.solver import Case, ScaleOptions, solve
 
 
 def problem(seed: int, layers: int, scales: int, options: int = 3, local: int = 2) -> list[Case]:

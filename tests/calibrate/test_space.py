@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sparvar.calibrate.predict import names_of, preferred
-from sparvar.calibrate.runner import split_prompts
-from sparvar.calibrate.solver import MULTIPLIERS, ScaleOptions, _Search, solve
-from sparvar.calibrate.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
+from sparvar.calibrate.candidates.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
+from sparvar.calibrate.fit.predict import names_of, preferred
+from sparvar.calibrate.measure.runner import split_prompts
+from sparvar.calibrate.search.solver import MULTIPLIERS, ScaleOptions, _Search, solve
 from sparvar.scale_plans import Plan, dense_plan
 from sparvar.scale_plans.presets.schedules import HART_1024, HART_TEXT_TOKENS, squares
 from tests.calibrate.test_solver import problem

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar import kernels
-from sparvar.calibrate.predict import Sensitivity, cases, choice_of
-from sparvar.calibrate.solver import solve
-from sparvar.calibrate.space import Space, cs4a_key, csla_key, default_space, plan_of
-from sparvar.calibrate.target import TARGET_DTYPE, elsewhere, target_costs
+from sparvar.calibrate.candidates.space import Space, cs4a_key, csla_key, default_space, plan_of
+from sparvar.calibrate.fit.predict import Sensitivity, cases, choice_of
+from sparvar.calibrate.measure.target_gpu import TARGET_DTYPE, elsewhere, target_costs
+from sparvar.calibrate.search.solver import solve
 from sparvar.errors import KernelError
 from sparvar.scale_plans import Plan, dense_plan
 from tests.tiny import generate, tiny_model
@@ -112,7 +112,7 @@ def test_the_solver_finds_sparse_plans_with_it(base: Plan, space: Space) -> None
 
 
 def test_what_does_not_suit_the_gpu_is_said(base: Plan, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparvar.calibrate import target
+    from sparvar.calibrate.measure import target_gpu as target
 
     lines: list[str] = []
     monkeypatch.setattr(target, "gpu_fit", lambda *_: kernels.GpuFit(("column_sums: spills registers",), 12.3))

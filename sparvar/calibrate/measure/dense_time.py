@@ -12,8 +12,8 @@ import torch
 
 from sparvar import env
 from sparvar.calibrate.budget import Effort
-from sparvar.calibrate.costs import device_text, keep
-from sparvar.calibrate.runner import Runner, split_prompts
+from sparvar.calibrate.measure.costs import device_text, keep
+from sparvar.calibrate.measure.runner import Runner, split_prompts
 from sparvar.errors import OptionError, message
 from sparvar.scale_plans import Plan
 from sparvar.version import __version__

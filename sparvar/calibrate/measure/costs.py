@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparvar import env, kernels
-from sparvar.calibrate.space import Choice, Space, plan_of
+from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.errors import OutputError
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.session import Columns, Session

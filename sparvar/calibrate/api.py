@@ -15,26 +15,26 @@ from typing import Any
 
 import torch
 
-from sparvar.calibrate import costs as cost_tables
 from sparvar.calibrate.budget import Budget, Effort
-from sparvar.calibrate.compression import Compression, choose_compression, compressed_cases
-from sparvar.calibrate.costs import CostTable
-from sparvar.calibrate.decisions import decisions_record
-from sparvar.calibrate.effects import measure_effects
+from sparvar.calibrate.candidates.compression import Compression, choose_compression, compressed_cases
+from sparvar.calibrate.candidates.reductions import Effects, as_record, expanded
+from sparvar.calibrate.candidates.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
 from sparvar.calibrate.facts import facts
+from sparvar.calibrate.fit.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.journal import Journal
-from sparvar.calibrate.loop import Loop
-from sparvar.calibrate.observe import merged
+from sparvar.calibrate.measure import costs as cost_tables
+from sparvar.calibrate.measure.costs import CostTable
+from sparvar.calibrate.measure.dense_time import pace, settle
+from sparvar.calibrate.measure.effects import measure_effects
+from sparvar.calibrate.measure.observe import merged
+from sparvar.calibrate.measure.pruning import choose_thresholds
+from sparvar.calibrate.measure.runner import Measured, Runner
+from sparvar.calibrate.measure.target_gpu import TARGET_DTYPE, elsewhere, target_costs
 from sparvar.calibrate.outcome import comparison_plans, finished_plan
-from sparvar.calibrate.pacing import pace, settle
-from sparvar.calibrate.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
-from sparvar.calibrate.pruning import choose_thresholds
-from sparvar.calibrate.reductions import Effects, as_record, expanded
-from sparvar.calibrate.runner import Measured, Runner
-from sparvar.calibrate.solver import Case
-from sparvar.calibrate.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
+from sparvar.calibrate.search.decisions import decisions_record
+from sparvar.calibrate.search.loop import Loop
+from sparvar.calibrate.search.solver import Case
 from sparvar.calibrate.subject import Subject
-from sparvar.calibrate.target import TARGET_DTYPE, elsewhere, target_costs
 from sparvar.errors import OptionError, SparvarError, message
 from sparvar.kernels import Gpu, find_gpu
 from sparvar.scale_plans import Plan, held_share

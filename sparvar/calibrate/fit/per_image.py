@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparvar.calibrate.fit_skip import Option, fit_logistic, psnr, ssim
-from sparvar.calibrate.runner import Runner
+from sparvar.calibrate.fit.skip import Option, fit_logistic, psnr, ssim
+from sparvar.calibrate.measure.runner import Runner
 from sparvar.errors import OptionError, message
 from sparvar.runtime.choices import features
 from sparvar.scale_plans import FEATURES, Adapt, Plan, decide

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sparvar.calibrate.runner import LEAST_MSE, Measured
-from sparvar.calibrate.space import Choice
+from sparvar.calibrate.candidates.space import Choice
+from sparvar.calibrate.measure.runner import LEAST_MSE, Measured
 from sparvar.scale_plans import Plan
 
 

@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from sparvar.calibrate.difficulty import easier
-from sparvar.calibrate.per_image import fit_per_image
-from sparvar.calibrate.predict import choice_of
-from sparvar.calibrate.runner import Measured, Runner
-from sparvar.calibrate.solver import Case, solve
-from sparvar.calibrate.space import Space, plan_of
-from sparvar.calibrate.trials import Held, Trial, plain
+from sparvar.calibrate.candidates.space import Space, plan_of
+from sparvar.calibrate.fit.difficulty import easier
+from sparvar.calibrate.fit.per_image import fit_per_image
+from sparvar.calibrate.fit.predict import choice_of
+from sparvar.calibrate.measure.runner import Measured, Runner
+from sparvar.calibrate.search.solver import Case, solve
+from sparvar.calibrate.search.trials import Held, Trial, plain
 from sparvar.errors import SparvarError, message
 from sparvar.scale_plans import Plan
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
-from sparvar.calibrate.difficulty import detail
+from sparvar.calibrate.candidates.space import Choice, Space
+from sparvar.calibrate.fit.difficulty import detail
+from sparvar.calibrate.fit.predict import names_of, relative_errors
 from sparvar.calibrate.journal import Journal
-from sparvar.calibrate.observe import Observer, as_record, merged
-from sparvar.calibrate.predict import names_of, relative_errors
-from sparvar.calibrate.pruning import PruningSums, representative_scale
-from sparvar.calibrate.space import Choice, Space
+from sparvar.calibrate.measure.observe import Observer, as_record, merged
+from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
 from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, SessionError, SparvarError, message
 from sparvar.heap import sparing

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sparvar.calibrate.kv_statistics import kv_statistics
-from sparvar.calibrate.runner import STAGES, Measured, Runner
-from sparvar.calibrate.solver import Case
+from sparvar.calibrate.measure.kv_statistics import kv_statistics
+from sparvar.calibrate.measure.runner import STAGES, Measured, Runner
+from sparvar.calibrate.search.solver import Case
 from sparvar.errors import OptionError, PlanError, SparvarError, message
 from sparvar.scale_plans import KVCompression, Plan, hack, held_share, local, scalekv
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sparvar import kernels
-from sparvar.calibrate.pruning import PruningSums
-from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key, plan_of
+from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key, csla_key, plan_of
+from sparvar.calibrate.measure.pruning import PruningSums
 from sparvar.errors import SparvarError, message
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.session import Columns, Session

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparvar.calibrate.prunable import Layers, classify, map_ratio, reachable, score_curve
+from sparvar.calibrate.measure.prunable import Layers, classify, map_ratio, reachable, score_curve
 from sparvar.errors import SparvarError, message
 from sparvar.scale_plans import Plan, Thresholds, keep_count, start_scale
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from sparvar.calibrate.budget import Effort
-from sparvar.calibrate.reductions import (
+from sparvar.calibrate.candidates.reductions import (
     Effects,
     Reduction,
     guided_candidates,
@@ -15,7 +15,7 @@ from sparvar.calibrate.reductions import (
     skipped_pruned_candidates,
     source_candidates,
 )
-from sparvar.calibrate.runner import Runner
+from sparvar.calibrate.measure.runner import Runner
 from sparvar.scale_plans import Plan
 
 

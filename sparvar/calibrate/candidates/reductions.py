@@ -19,7 +19,7 @@ import numpy as np
 from sparvar.scale_plans import Plan
 
 if TYPE_CHECKING:
-    from sparvar.calibrate.solver import Case
+    from sparvar.calibrate.search.solver import Case
 
 GUIDED = 5
 """Late scales from which guidance may be dropped on."""

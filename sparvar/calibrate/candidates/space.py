@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparvar.calibrate.reductions import NOTHING, Reduction
+from sparvar.calibrate.candidates.reductions import NOTHING, Reduction
 from sparvar.scale_plans import INDEX_MAPS, Plan
 
 SINK_SHARES = (0.003, 0.01, 0.03)

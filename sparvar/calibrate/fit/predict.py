@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparvar.calibrate.costs import CostTable
-from sparvar.calibrate.observe import Sums
-from sparvar.calibrate.reductions import NOTHING, Reduction
-from sparvar.calibrate.solver import POLICIES, Answer, Case, ScaleOptions
-from sparvar.calibrate.space import Choice, Setting, Space, cs4a_key, csla_key
+from sparvar.calibrate.candidates.reductions import NOTHING, Reduction
+from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key, csla_key
+from sparvar.calibrate.measure.costs import CostTable
+from sparvar.calibrate.measure.observe import Sums
+from sparvar.calibrate.search.solver import POLICIES, Answer, Case, ScaleOptions
 from sparvar.scale_plans import Plan
 
 POWERS = (0.2, 1.5)

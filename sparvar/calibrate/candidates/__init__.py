@@ -1,0 +1,1 @@
+"""The candidates that calibration compares."""

@@ -1,0 +1,1 @@
+"""Models fitted to measurements: predicted quality and seconds, and what decides per image."""

@@ -1,0 +1,1 @@
+"""Measurements on the model: images, seconds, and statistics of attention."""

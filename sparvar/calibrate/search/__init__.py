@@ -1,0 +1,1 @@
+"""The search for the cheapest plan: solver, closed loop, records of decisions."""
