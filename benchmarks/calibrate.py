@@ -35,6 +35,7 @@ import sparvar
 from sparvar.calibrate import Budget, load_subject
 from sparvar.calibrate import api as calibration
 from sparvar.calibrate.budget import MOST_IMAGES
+from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.fit.difficulty import detail, easier
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.measure.runner import Measured, Runner, together
@@ -337,7 +338,7 @@ def journal(
 ) -> None:
     """Run plans on images of a seed that no calibration has drawn with."""
     subject = load_subject("zoo:landscape")
-    base, labels = subject.base_plan(), list(CLASSES)
+    base, labels = base_plan(subject), list(CLASSES)
     with Journal(work, {"seed": seed}, resume=True) as kept:
         runner = Runner(subject, base, labels, labels, kept, seed, "eager", None, print)
         try:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 import sparvar
 from sparvar.calibrate import load_subject
+from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.measure.kv_statistics import kv_statistics
-from sparvar.calibrate.subject import Subject
 from sparvar.evaluate.machine import machine
 from sparvar.evaluate.memory import live_peak
+from sparvar.models.subject import Subject
 from sparvar.scale_plans import KVCompression, Plan, hack, held_share, local, peak_share, scalekv, shipped_plans
 from sparvar.tools.console import as_json
 
@@ -66,7 +67,7 @@ class Curve:
         whole = load_subject("zoo:landscape")
         assert whole.resize is not None
         self.subject: Subject = whole if pixels == 512 else whole.resize(pixels, pixels)
-        self.base = self.subject.base_plan()
+        self.base = base_plan(self.subject)
         self.out, self.pixels = out, pixels
         content = json.loads(out.read_text()) if out.exists() else {}
         self.content: dict[str, Any] = content or {"benchmark": "kv", "format": 1, "sizes": {}}

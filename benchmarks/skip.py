@@ -21,7 +21,7 @@ from typing import Any
 from sparvar.calibrate import load_subject
 from sparvar.calibrate.fit.skip import Option, Sample, fit_samples, skip_samples
 from sparvar.evaluate.machine import machine
-from sparvar.passes import fingerprint
+from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import decide
 
 PROMPTS = ("mountain", "sea", "city", "fields", "desert")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     )
     from sparvar.explain import Explanation, explain
     from sparvar.export import export_artefact
+    from sparvar.models.fingerprint import fingerprint
     from sparvar.options import Options
-    from sparvar.passes import fingerprint
     from sparvar.scale_plans import Plan
 else:
     __getattr__, __dir__ = exports(
@@ -53,7 +53,7 @@ else:
             "detach": "sparvar.backend",
             "explain": "sparvar.explain",
             "export_artefact": "sparvar.export",
-            "fingerprint": "sparvar.passes",
+            "fingerprint": "sparvar.models.fingerprint",
             "load": "sparvar.artefact.load",
             "reset": "sparvar.backend",
             "verify": "sparvar.artefact.verify",

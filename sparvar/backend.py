@@ -14,16 +14,12 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from sparvar.dynamo_support import fold_numpy
 from sparvar.errors import CaptureError, OptionError, PlanError, message
+from sparvar.models.declared_schedule import parameters_of
+from sparvar.models.fingerprint import fingerprint
 from sparvar.options import Options, PlanSource
-from sparvar.passes import (
-    Candidate,
-    find_candidates,
-    fingerprint,
-    make_visible,
-)
+from sparvar.passes import Candidate, find_candidates, make_visible
 from sparvar.runtime.attaching import attach, attachment_of, detach
 from sparvar.runtime.attachment import Attachment
-from sparvar.runtime.schedules import parameters_of
 from sparvar.runtime.sites import Around, Site
 from sparvar.scale_plans import Plan, PlanSet, find_published, load_plan, published_models, shipped_plans
 from sparvar.site_graphs import SiteGraphs, inner_compile, site_graphs, unwrap_error

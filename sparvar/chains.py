@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, message
-from sparvar.export.families import Call, Family, call_of
-from sparvar.export.families.base import State
+from sparvar.models import Call, Family, call_of
+from sparvar.models.base import State
 from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.choices import Chooser
 from sparvar.scale_plans import Plan

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from sparvar.backend import attachment_of
-from sparvar.passes import find_candidates, fingerprint
+from sparvar.models.fingerprint import fingerprint
+from sparvar.passes import find_candidates
 from sparvar.scale_plans import ScaleWork, scale_work
 
 

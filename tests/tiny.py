@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sparvar.passes import fingerprint
+from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import Plan
 from sparvar.zoo.model import LandscapeVAR
 from sparvar.zoo.tokenizer import BitTokenizer

@@ -2,11 +2,11 @@
 
 from sparvar.calibrate.api import Calibration, calibrate
 from sparvar.calibrate.budget import Budget, Effort
-from sparvar.calibrate.checkpoint import apply_checkpoint
 from sparvar.calibrate.fit.skip import SkipFit, fit_skip
 from sparvar.calibrate.measure.kv_statistics import KVStatistics, kv_statistics
 from sparvar.calibrate.measure.transfer_loss import compare_plans
-from sparvar.calibrate.subject import Subject, load_subject
+from sparvar.models.checkpoint import apply_checkpoint
+from sparvar.models.subject import Subject, load_subject
 
 __all__ = [
     "Budget",

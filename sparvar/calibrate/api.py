@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from sparvar.calibrate.budget import Budget, Effort
+from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.candidates.compression import Compression, choose_compression, compressed_cases
 from sparvar.calibrate.candidates.reductions import Effects, as_record, expanded
 from sparvar.calibrate.candidates.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
@@ -34,9 +35,9 @@ from sparvar.calibrate.outcome import comparison_plans, finished_plan
 from sparvar.calibrate.search.decisions import decisions_record
 from sparvar.calibrate.search.loop import Loop
 from sparvar.calibrate.search.solver import Case
-from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, SparvarError, message
 from sparvar.kernels import Gpu, find_gpu
+from sparvar.models.subject import Subject
 from sparvar.scale_plans import Plan, held_share
 from sparvar.version import __version__
 
@@ -120,7 +121,7 @@ def calibrate(
     begun = time.monotonic()
     deadline = None if seconds_in_all is None else begun + seconds_in_all
     gpu = None if target is None else find_gpu(target)
-    base = subject.base_plan()
+    base = base_plan(subject)
     space = default_space(base)
     header = {
         "tool": f"sparvar {__version__}",

@@ -1,9 +1,9 @@
 """Export: a model and a plan become an artefact of programs that run without either."""
 
 from sparvar.export.artefact import FORMATS, Export, export_artefact
-from sparvar.export.families import FAMILIES, Family, family_of
 from sparvar.export.formats.tensorrt_format import tensorrt_coverage
-from sparvar.export.subject import load_exportable
+from sparvar.models import FAMILIES, Family, family_of
+from sparvar.models.resolve import load_exportable
 
 __all__ = [
     "FAMILIES",

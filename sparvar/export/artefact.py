@@ -42,14 +42,14 @@ from sparvar.artefact.trust import remember
 from sparvar.artefact.verify import psnr
 from sparvar.backend import resolve_plan
 from sparvar.errors import OptionError, OutputError, SparvarWarning, message
-from sparvar.export.families import Family, family_of
 from sparvar.export.formats.aoti import disk_error
 from sparvar.export.formats.aoti_worker import rounds
 from sparvar.export.formats.specs import tensor_spec
 from sparvar.export.golden import differences, drawn_image, golden_inputs, run_traced
 from sparvar.export.programs import Generation, record_blocks
 from sparvar.export.readme import readme
-from sparvar.passes import fingerprint
+from sparvar.models import Family, family_of
+from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import Plan, write_whole
 from sparvar.scale_plans.data import OPTIONAL_FIELDS
 from sparvar.version import __version__
@@ -98,7 +98,7 @@ def export_artefact(
     """Turn a model and a plan into an artefact that runs without either.
 
     Args:
-        model: of a known family, see `sparvar.export.families`, or the family itself, made with its settings.
+        model: of a known family, see `sparvar.models`, or the family itself, made with its settings.
         plan: as for `sparvar.compile`; a set of plans must have one.
         out: the folder to write, or a file ending in ``.sparvar``. An artefact that stands there is replaced when the
             new one is whole. What a stopped export compiled is found again by the next one to the same place.

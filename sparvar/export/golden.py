@@ -14,8 +14,8 @@ from sparvar.artefact.inputs import Request
 from sparvar.artefact.load import Artefact
 from sparvar.artefact.manifest import Manifest
 from sparvar.errors import OptionError, message
-from sparvar.export.families import Family, Input
 from sparvar.export.programs import Generation
+from sparvar.models import Family, Input
 
 KEPT = ("weights/", "constants/", "buffers/")
 

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sparvar.errors import CaptureError, PlanError, message
 from sparvar.export.capture import BlockGraph, record
-from sparvar.export.families import Family
 from sparvar.export.rewrite import BlockProgram, SiteMaker, block_program
 from sparvar.export.sites import kind_of, local_constants, native_site
 from sparvar.export.trace import Program, export_graph, trace, weight_names
+from sparvar.models import Family
 from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan
 

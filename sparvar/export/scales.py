@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from sparvar.export.families import Family
 from sparvar.export.programs import Builder, Generation, Recorded, Say, Step, flops_of
 from sparvar.export.rewrite import BlockProgram, SiteMaker, block_program
 from sparvar.export.sites import kind_of, local_constants
 from sparvar.export.trace import Program, export_graph, weight_names
+from sparvar.models import Family
 from sparvar.scale_plans import Plan
 
 Values = dict[str, Tensor]

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.func import functional_call
 
-from sparvar.export.families import Family
+from sparvar.models import Family
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Capture, analyse and rewrite: from a Dynamo graph to one that calls the ops."""
 
-from sparvar.passes.analyse import fingerprint
 from sparvar.passes.base import GraphContext, Outcome, Refusal, Rule, uuid
 from sparvar.passes.capture import Candidate, find_attention, find_candidates, make_visible
 from sparvar.passes.manager import PASSES, Report, graph_text, run_passes
@@ -15,7 +14,6 @@ __all__ = [
     "Rule",
     "find_attention",
     "find_candidates",
-    "fingerprint",
     "graph_text",
     "make_visible",
     "run_passes",

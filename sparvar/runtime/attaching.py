@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from sparvar.kernels import kv_release
+from sparvar.models.declared_schedule import bound_arguments, declared_schedule, parameters_of
 from sparvar.runtime.attachment import Attachment
-from sparvar.runtime.schedules import bound_arguments, declared_schedule, parameters_of
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, Schedule
 

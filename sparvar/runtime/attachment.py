@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, GraphBreakError, SessionError, SparvarError, SparvarWarning, message
-from sparvar.runtime.calls import tokens_of, variant
-from sparvar.runtime.choices import Choices
-from sparvar.runtime.context import SiteContext, current, enter, leave
-from sparvar.runtime.schedules import (
+from sparvar.models.declared_schedule import (
     SCALE_ARGUMENT,
     SCHEDULE_ARGUMENTS,
     bound_arguments,
     declared_schedule,
 )
+from sparvar.runtime.calls import tokens_of, variant
+from sparvar.runtime.choices import Choices
+from sparvar.runtime.context import SiteContext, current, enter, leave
 from sparvar.runtime.session import Columns, Observer, Session
 from sparvar.runtime.sites import Around, Graphs, Site
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers

@@ -12,7 +12,7 @@ from torch import Tensor
 import sparvar
 from sparvar.backend import attachment_of
 from sparvar.errors import PlanError
-from sparvar.passes import fingerprint
+from sparvar.models.fingerprint import fingerprint
 from sparvar.runtime.choices import edge_change, features, fine_share
 from sparvar.scale_plans import Logistic, Plan, decide, local
 from sparvar.zoo.model import LandscapeVAR

@@ -116,7 +116,7 @@ def test_a_call_that_cannot_be_mapped(model: LandscapeVAR) -> None:
 
 
 def test_a_model_of_no_family_is_refused_and_not_run_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparvar.export.families import LandscapeFamily
+    from sparvar.models import LandscapeFamily
 
     model = tiny_model()
     monkeypatch.setattr(LandscapeFamily, "model_class", "SomethingElse")

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sparvar.calibrate import Effort
+from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.journal import Journal
 from sparvar.errors import OptionError, OutputError
 from sparvar.scale_plans import Plan, held_share
@@ -401,10 +402,10 @@ def test_observing_changes_nothing() -> None:
     import sparvar
     from sparvar.calibrate.candidates.space import default_space
     from sparvar.calibrate.measure.observe import Observer
-    from sparvar.calibrate.subject import as_subject
+    from sparvar.models.subject import as_subject
 
     subject = as_subject(factories.tiny(), "tests:tiny")
-    base = subject.base_plan()
+    base = base_plan(subject)
     plain = subject.draw(subject.model, "sea", 5)
     sparvar.compile(subject.model, base, inner="eager")
     attachment = sparvar.attachment_of(subject.model)

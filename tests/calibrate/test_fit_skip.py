@@ -9,7 +9,7 @@ import sparvar
 from sparvar.backend import attachment_of
 from sparvar.calibrate.fit.skip import fit_logistic, fit_skip, psnr, ssim
 from sparvar.errors import OptionError
-from sparvar.passes import fingerprint
+from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import Plan
 from tests.reductions_reference import Reductions
 from tests.reductions_reference import generate as slow

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.measure.kv_statistics import kv_statistics
 from sparvar.calibrate.search.kv_search import calibrate_kv, least_budget
-from sparvar.calibrate.subject import Subject
+from sparvar.models.subject import Subject
 from sparvar.runtime.key_scores import even_order, observation_queries
 from sparvar.scale_plans import local
 from tests.tiny import tiny_model
@@ -75,7 +76,7 @@ def test_least_budget() -> None:
 
 def test_calibration_keeps_the_quality_or_says_that_it_cannot() -> None:
     small = subject()
-    base = small.base_plan().replace(sink_scales=1)
+    base = base_plan(small).replace(sink_scales=1)
     plan, tried = calibrate_kv(small, base, partial(local, base), ["sea"], 5.0, low=4, high=13, steps=1)
     assert plan is not None and plan.kv is not None and min(tried) == 4
     best, tried = calibrate_kv(small, base, partial(local, base), ["sea"], 1000.0, low=4, high=13)

@@ -17,8 +17,9 @@ from typer.testing import CliRunner, Result
 
 import sparvar
 from sparvar.calibrate import Subject, compare_plans
-from sparvar.calibrate.subject import as_subject, scaled_schedule
+from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.errors import OptionError, PlanError, SparvarError
+from sparvar.models.subject import as_subject, scaled_schedule
 from sparvar.scale_plans import Plan, transfer
 from sparvar.scale_plans.presets.schedules import squares
 from sparvar.tools.cli import app
@@ -181,5 +182,5 @@ def test_a_resized_subject_draws_that_size_and_resizes_again(subject: Subject) -
     assert subject.resize is not None
     sized = subject.resize(48, 16)
     assert sized.draw(sized.model, "sea", 0).shape == (3, 48, 16)
-    assert sized.base_plan().schedule == sized.schedule
+    assert base_plan(sized).schedule == sized.schedule
     assert sized.resize is not None and sized.resize(32, 32).schedule == subject.schedule

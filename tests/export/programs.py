@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparvar.export.families import Family, State
+from sparvar.models import Family, State
 
 
 class Program(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError
-from sparvar.export.families import Family, LandscapeFamily, family_of
+from sparvar.models import Family, LandscapeFamily, family_of
 from tests.export.programs import block_sources, chain, number
 from tests.tiny import SIDES, tiny_model
 

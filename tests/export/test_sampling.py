@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparvar.errors import OptionError
-from sparvar.export.families.base import Noise
-from sparvar.export.families.sampling import check_sampling, filtered, pick, smoothed
-from sparvar.export.families.text import pack_rows, varlen_attention
+from sparvar.models.base import Noise
+from sparvar.models.sampling import check_sampling, filtered, pick, smoothed
+from sparvar.models.text import pack_rows, varlen_attention
 
 
 @given(st.integers(1, 40), st.integers(2, 600), st.integers(0, 2**31))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from sparvar.passes import fingerprint
+from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import Plan, default_plan
 from sparvar.tools.cli import app
 from sparvar.zoo import LandscapeVAR, landscape

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sparvar
 from sparvar.backend import attachment_of
-from sparvar.passes import fingerprint
+from sparvar.models.fingerprint import fingerprint
 from sparvar.runtime.attachment import Attachment
 from sparvar.scale_plans import Plan, default_plan, dense_plan
 from sparvar.site_graphs import site_graphs

@@ -15,9 +15,9 @@ import sparvar
 from sparvar.artefact import load, verify
 from sparvar.artefact.verify import psnr
 from sparvar.export import export_artefact, family_of
-from sparvar.export.families import Family
 from sparvar.export.golden import differences, golden_inputs, run_traced
 from sparvar.export.programs import build, record_blocks
+from sparvar.models import Family
 from sparvar.scale_plans import Plan
 from tests.upstream import hart_models, infinity_models, var_models
 from tests.upstream.checkouts import family_imports

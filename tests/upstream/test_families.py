@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError
-from sparvar.export.families import Family, family_of
+from sparvar.models import Family, family_of
 from tests.export.programs import block_sources, chain, number
 from tests.upstream import hart_models, infinity_models, var_models
 from tests.upstream.checkouts import family_imports

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
-from sparvar.calibrate.subject import Subject, as_subject
+from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.errors import OptionError, message
-from sparvar.passes import fingerprint
+from sparvar.models.fingerprint import fingerprint
+from sparvar.models.subject import Subject, as_subject
 from sparvar.runtime.choices import features
 from sparvar.scale_plans import FEATURES, Adapt, Logistic, Plan
 
@@ -127,7 +128,7 @@ def skip_samples(
     Each image is generated densely once, which also gives what skipping scales would (decoded on the way), and once
     per number of last scales without unconditional rows.
     """
-    base = subject.base_plan()
+    base = base_plan(subject)
     scale = _check(base, scale, skip, conditional, prompts, seeds)
     samples: list[Sample] = []
     total = len(prompts) * len(seeds)

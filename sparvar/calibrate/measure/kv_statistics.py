@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparvar.calibrate.subject import Subject
+from sparvar.calibrate.candidates.base_plan import base_plan
+from sparvar.models.subject import Subject
 from sparvar.runtime.attaching import attachment_of, detach
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.key_scores import observation_queries, weights_of
@@ -79,7 +80,7 @@ def kv_statistics(
     """
     from sparvar.backend import compile
 
-    plan = subject.base_plan() if plan is None else plan
+    plan = base_plan(subject) if plan is None else plan
     statistics = KVStatistics(plan)
     compile(subject.model, plan, inner=inner)
     try:

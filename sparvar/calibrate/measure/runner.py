@@ -22,10 +22,10 @@ from sparvar.calibrate.fit.predict import names_of, relative_errors
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.measure.observe import Observer, as_record, merged
 from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
-from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, SessionError, SparvarError, message
 from sparvar.heap import sparing
 from sparvar.kernels import give_back
+from sparvar.models.subject import Subject
 from sparvar.scale_plans import Plan
 
 TIMED = 4

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.measure.runner import LEAST_MSE, Measured
-from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, SparvarError, message
+from sparvar.models.subject import Subject
 from sparvar.scale_plans import Plan, schedule_text
 
 

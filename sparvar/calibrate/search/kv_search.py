@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sparvar.calibrate.subject import Subject
 from sparvar.errors import OptionError, message
+from sparvar.models.subject import Subject
 from sparvar.runtime.attaching import detach
 from sparvar.scale_plans import KVCompression, Plan
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sparvar.artefact.engines.aoti import facts
 from sparvar.artefact.manifest import FormatSpec
-from sparvar.export.families import Family
 from sparvar.export.formats.aoti import compile_all
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.programs import Generation, Recorded, build
 from sparvar.kernels import native_status
+from sparvar.models import Family
 from sparvar.scale_plans import Plan
 
 Told = Callable[[str, float], None]

@@ -15,12 +15,12 @@ from torch import Tensor
 from sparvar.artefact.manifest import CONSTANTS, WEIGHTS, FormatSpec
 from sparvar.artefact.tensors import TensorFile
 from sparvar.errors import OptionError, message
-from sparvar.export.families import Family
 from sparvar.export.formats.onnx_convert import convert
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.plain_sites import plain_site
 from sparvar.export.programs import Generation, Recorded
 from sparvar.export.scales import build_scales
+from sparvar.models import Family
 from sparvar.scale_plans import Plan
 
 Told = Callable[[str, float], None]

@@ -25,13 +25,13 @@ from sparvar.artefact.engines.tensorrt import facts
 from sparvar.artefact.manifest import FormatSpec, ProgramSpec
 from sparvar.backend import resolve_plan
 from sparvar.errors import ArtefactError, CaptureError, OptionError, message
-from sparvar.export.families import Family, family_of
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.formats.tensorrt_coverage import Coverage, covered, lowered
 from sparvar.export.golden import golden_inputs
 from sparvar.export.plain_sites import plain_site
 from sparvar.export.programs import Generation, Recorded, record_blocks
 from sparvar.export.scales import build_scales
+from sparvar.models import Family, family_of
 from sparvar.scale_plans import Plan
 
 Told = Callable[[str, float], None]

@@ -62,7 +62,7 @@ def export(
     The artefact holds one program per scale and kind of block, the weights once, a golden image, and a manifest with
     the checksum of every file. [cyan]sparvar run[/] generates with it, [cyan]sparvar verify[/] checks it. It is built
     aside and moved into place when it is whole; after a stop the same command goes on with what was compiled.
-    A factory returns the model, or a family of [bold]sparvar.export.families[/] that was made with its settings.
+    A factory returns the model, or a family of [bold]sparvar.models[/] that was made with its settings.
 
     [dim]Examples[/]
 

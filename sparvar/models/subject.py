@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparvar.calibrate.checkpoint import apply_checkpoint
 from sparvar.errors import OptionError, message
-from sparvar.passes import find_candidates, fingerprint
-from sparvar.scale_plans import Plan, Schedule, dense_plan
+from sparvar.models.checkpoint import apply_checkpoint
+from sparvar.scale_plans import Schedule
 
 CFG = 2.0
 """Guidance of a model that is given without its own ``draw``, as `sparvar demo` uses."""
@@ -59,26 +58,6 @@ class Subject:
             found.update(name.encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
-
-    def base_plan(self) -> Plan:
-        """The all-dense plan that every candidate is a change of. Raises `OptionError` where no module attends."""
-        names = [candidate.name for candidate in find_candidates(self.model) if candidate.problem is None]
-        if not names:
-            must = "hold modules whose forward calls attention"
-            raise OptionError(message(f"model {type(self.model).__name__}", must, "none among its modules"))
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return dense_plan(
-            self.schedule,
-            names,
-            heads=self.heads,
-            head_dim=self.head_dim,
-            dtype=dtype,
-            family=self.name,
-            fingerprint=fingerprint(self.model),
-            prefix=self.prefix,
-            tile=self.tile,
-            name=self.name,
-        )
 
 
 def _draw(model: Any, prompt: Any, seed: int, **schedule: Schedule) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from sparvar.errors import CaptureError, OptionError, message
-from sparvar.export.families.base import Call, Family
-from sparvar.export.families.flexvar import FlexVarFamily
-from sparvar.export.families.hart import HartFamily
-from sparvar.export.families.infinity import InfinityFamily
-from sparvar.export.families.landscape import LandscapeFamily
-from sparvar.export.families.var import VarFamily
+from sparvar.models.base import Call, Family
+from sparvar.models.flexvar import FlexVarFamily
+from sparvar.models.hart import HartFamily
+from sparvar.models.infinity import InfinityFamily
+from sparvar.models.landscape import LandscapeFamily
+from sparvar.models.var import VarFamily
 
 FAMILIES: tuple[type[Family], ...] = (LandscapeFamily, VarFamily, FlexVarFamily, InfinityFamily, HartFamily)
 

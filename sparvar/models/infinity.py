@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError, message
-from sparvar.export.families.arguments import check_arguments, generator_of
-from sparvar.export.families.base import Call, Family, Input, State
-from sparvar.export.families.sampling import check_sampling, filtered, pick, sampling_noise
-from sparvar.export.families.text import pack_rows, varlen_attention
+from sparvar.models.base import Call, Family, Input, State
+from sparvar.models.call_arguments import check_arguments, generator_of
+from sparvar.models.sampling import check_sampling, filtered, pick, sampling_noise
+from sparvar.models.text import pack_rows, varlen_attention
 
 VARLEN = "flash_attn_varlen_kvpacked_func"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import OptionError, message
-from sparvar.export.families.arguments import check_arguments, number
-from sparvar.export.families.base import Call, Family, Input, Noise, State
+from sparvar.models.base import Call, Family, Input, Noise, State
+from sparvar.models.call_arguments import check_arguments, number
 
 
 class LandscapeFamily(Family):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, message
-from sparvar.export.families.arguments import check_arguments, generator_of, number
-from sparvar.export.families.base import Call, Family, Input, Noise, State
-from sparvar.export.families.sampling import check_sampling, draw_entries, filtered, sampling_noise
+from sparvar.models.base import Call, Family, Input, Noise, State
+from sparvar.models.call_arguments import check_arguments, generator_of, number
+from sparvar.models.sampling import check_sampling, draw_entries, filtered, sampling_noise
 
 FUSED_NORM = "LlamaRMSNormFused"
 

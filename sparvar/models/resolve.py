@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparvar.calibrate import Subject, apply_checkpoint
 from sparvar.errors import OptionError, message
-from sparvar.export.families import Family, family_of
+from sparvar.models import Family, family_of
+from sparvar.models.checkpoint import apply_checkpoint
+from sparvar.models.subject import Subject
 
 
 def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1, device: str = "cpu") -> Family:

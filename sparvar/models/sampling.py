@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparvar.errors import OptionError, message
-from sparvar.export.families.base import Noise
+from sparvar.models.base import Noise
 
 
 def check_sampling(top_k: int, top_p: float, entries: int) -> None:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.errors import OptionError, message
-from sparvar.export.families.arguments import check_arguments, class_labels, generator_of, number
-from sparvar.export.families.base import Call, Family, Input, State
-from sparvar.export.families.sampling import check_sampling, filtered, pick, sampling_noise
+from sparvar.models.base import Call, Family, Input, State
+from sparvar.models.call_arguments import check_arguments, class_labels, generator_of, number
+from sparvar.models.sampling import check_sampling, filtered, pick, sampling_noise
 
 SAMPLED_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32)
 """Grids that the model samples; at others it takes the likeliest entry."""
