@@ -27,7 +27,7 @@ import torch
 import typer
 
 import sparvar
-from sparvar import site_graphs
+from sparvar.compiler import compiled_sites as site_graphs
 from sparvar.evaluate.machine import machine
 from sparvar.runtime.attachment import Attachment
 

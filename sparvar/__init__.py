@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sparvar.artefact.verify import verify
     from sparvar.backend import attachment_of, compile, detach, reset
     from sparvar.calibrate import calibrate
-    from sparvar.collaborate import collaborate
+    from sparvar.compiler.explain import Explanation, explain
     from sparvar.errors import (
         ArtefactError,
         CaptureError,
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         SparvarWarning,
         WeightsError,
     )
-    from sparvar.explain import Explanation, explain
     from sparvar.export import export_artefact
     from sparvar.models.fingerprint import fingerprint
     from sparvar.options import Options
+    from sparvar.runtime.two_models import collaborate
     from sparvar.scale_plans import Plan
 else:
     __getattr__, __dir__ = exports(
@@ -35,7 +35,7 @@ else:
             "Artefact": "sparvar.artefact.load",
             "ArtefactError": "sparvar.errors",
             "CaptureError": "sparvar.errors",
-            "Explanation": "sparvar.explain",
+            "Explanation": "sparvar.compiler.explain",
             "KernelError": "sparvar.errors",
             "OptionError": "sparvar.errors",
             "Options": "sparvar.options",
@@ -48,10 +48,10 @@ else:
             "WeightsError": "sparvar.errors",
             "attachment_of": "sparvar.backend",
             "calibrate": "sparvar.calibrate",
-            "collaborate": "sparvar.collaborate",
+            "collaborate": "sparvar.runtime.two_models",
             "compile": "sparvar.backend",
             "detach": "sparvar.backend",
-            "explain": "sparvar.explain",
+            "explain": "sparvar.compiler.explain",
             "export_artefact": "sparvar.export",
             "fingerprint": "sparvar.models.fingerprint",
             "load": "sparvar.artefact.load",

@@ -1,6 +1,6 @@
 """Export: a model and a plan become an artefact of programs that run without either."""
 
-from sparvar.export.artefact import FORMATS, Export, export_artefact
+from sparvar.export.builder import FORMATS, Export, export_artefact
 from sparvar.export.formats.tensorrt_format import tensorrt_coverage
 from sparvar.models import FAMILIES, Family, family_of
 from sparvar.models.resolve import load_exportable

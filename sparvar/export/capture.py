@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparvar.backend import choose_sites
+from sparvar.compiler.compiled_sites import copy_of, unwrap_error
+from sparvar.compiler.select_sites import select_sites
 from sparvar.errors import CaptureError, message
 from sparvar.passes import GraphContext
 from sparvar.runtime.attaching import attach, detach
 from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.context import current
-from sparvar.runtime.session import Session
+from sparvar.runtime.generation import Session
 from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan, PlanSet
-from sparvar.site_graphs import copy_of, unwrap_error
 
 
 @dataclass
@@ -184,7 +184,7 @@ def record(
     """
     dense = all_dense(plan)
     plans = PlanSet.of([dense])
-    sites = choose_sites(model, plans, "block")
+    sites = select_sites(model, plans, "block")
     forwards = {site.forward for site in sites}
     if len(forwards) != 1:
         raise CaptureError(message("blocks", "be of one class", f"{len(forwards)} classes"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparvar import kernels
 from sparvar.kernels.common.geometry import tile_count
-from sparvar.runtime.session import Columns
+from sparvar.runtime.generation import Columns
 from sparvar.runtime.site_ops import as_pinned, attend_columns, grow_delta, look
 from sparvar.scale_plans import Plan
 

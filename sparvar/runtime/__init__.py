@@ -1,9 +1,9 @@
 """Session state and the ops that read it."""
 
 from sparvar.runtime.context import SiteContext, active, current, enter, leave
-from sparvar.runtime.pruned_ops import site_pruned, site_spread
-from sparvar.runtime.score_ops import site_score
-from sparvar.runtime.session import Columns, Session
+from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.kv_compression.ops import site_score
+from sparvar.runtime.reductions.ops import site_pruned, site_spread
 from sparvar.runtime.site_ops import local_columns, site_decide, site_observe, site_sparse
 
 __all__ = [

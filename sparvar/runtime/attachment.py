@@ -24,7 +24,7 @@ from sparvar.models.declared_schedule import (
 from sparvar.runtime.calls import tokens_of, variant
 from sparvar.runtime.choices import Choices
 from sparvar.runtime.context import SiteContext, current, enter, leave
-from sparvar.runtime.session import Columns, Observer, Session
+from sparvar.runtime.generation import Columns, Observer, Session
 from sparvar.runtime.sites import Around, Graphs, Site
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text

@@ -6,7 +6,7 @@ import threading
 from typing import NamedTuple
 
 from sparvar.errors import SessionError
-from sparvar.runtime.session import Session
+from sparvar.runtime.generation import Session
 
 
 class SiteContext(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 from sparvar import kernels
 from sparvar.errors import SessionError, message
 from sparvar.runtime.context import SiteContext, current
-from sparvar.runtime.session import Columns
+from sparvar.runtime.generation import Columns
 from sparvar.scale_plans import Plan
 
 

@@ -40,7 +40,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ("kernels/b.py", "def f():\n    from ..scale_plans import a", "b.py:2: sparvar.kernels may import"),
         ("kernels/__init__.py", "from ..scale_plans import a", "got sparvar.scale_plans.a; kernels know"),
         ("runtime/c.py", "from sparvar import passes", "got sparvar.passes; the runtime runs plans"),
-        ("passes/d.py", "from sparvar.runtime.session import Session", "state of a generation belongs to runtime/"),
+        ("passes/d.py", "from sparvar.runtime.generation import Session", "state of a generation belongs to runtime/"),
         ("passes/d.py", "import sparvar", "got sparvar; passes rewrite graphs"),
         ("tools/e.py", "from sparvar.kernels.common.checks import x", "got sparvar.kernels.common.checks; tools use"),
         ("tools/e.py", "from sparvar.backend import x", "got sparvar.backend; tools use the public API"),
@@ -74,7 +74,7 @@ def test_right_imports_pass(tmp_path: Path) -> None:
     files = {
         "__init__.py": LAZY.format("from sparvar.explain import explain", "'explain': 'sparvar.explain'"),
         "explain.py": "",
-        "backend.py": "from sparvar.passes import x\nfrom sparvar.runtime.session import y\nimport torch, os.path",
+        "backend.py": "from sparvar.passes import x\nfrom sparvar.runtime.generation import y\nimport torch, os.path",
         "passes/a.py": "from . import b\nfrom sparvar.scale_plans.plan import Plan\nimport sparvar.kernels",
         "passes/b.py": "from sparvar.errors import x",
         "runtime/session.py": "from sparvar import kernels",

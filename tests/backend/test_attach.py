@@ -11,7 +11,7 @@ from torch import nn
 
 import sparvar
 from sparvar.backend import attachment_of
-from sparvar.site_graphs import site_graphs
+from sparvar.compiler.compiled_sites import site_graphs
 from tests.tiny import SIDES, dense_changes, full_window_changes, generate, tiny_model, tiny_plan
 
 EAGER = {"inner": "eager"}

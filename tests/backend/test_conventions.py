@@ -14,10 +14,10 @@ from torch import Tensor
 
 import sparvar
 from sparvar.backend import attachment_of
+from sparvar.compiler.compiled_sites import site_graphs
 from sparvar.errors import CaptureError, PlanError, SessionError, SparvarWarning
 from sparvar.runtime.attachment import Attachment
 from sparvar.scale_plans import Plan
-from sparvar.site_graphs import site_graphs
 from tests.conventions import SQUARE, TALL, TEXT, WIDE, Convention, Painter, painter, plan_for
 
 CALLS = ["sdpa", "sdpa_blhc", "flash", "xformers", "written"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sparvar
 from sparvar.errors import SessionError
-from sparvar.runtime.compress import Compressor
+from sparvar.runtime.kv_compression.compressor import Compressor
 from sparvar.scale_plans import Plan, held_share, peak_share
 from sparvar.zoo.model import LandscapeVAR
 from tests.kv_reference import Compression

@@ -44,9 +44,9 @@ assert Pen is sys.modules["made.draw"].Pen
 """
 # The same with the real names, after what brings the folder in first.
 REAL = """
-import sys, types, sparvar, sparvar.calibrate.api, sparvar.explain
+import sys, types, sparvar, sparvar.calibrate.api, sparvar.compiler.explain
 from sparvar.calibrate import Budget, calibrate
-from sparvar.explain import Explanation, explain
+from sparvar.compiler.explain import Explanation, explain
 assert type(sparvar.calibrate) is type(sparvar.explain) is types.FunctionType
 assert sparvar.calibrate is calibrate is sys.modules["sparvar.calibrate.api"].calibrate
 assert sparvar.explain is explain is sys.modules["sparvar.explain"].explain

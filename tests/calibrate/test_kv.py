@@ -13,7 +13,7 @@ from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.measure.kv_statistics import kv_statistics
 from sparvar.calibrate.search.kv_search import calibrate_kv, least_budget
 from sparvar.models.subject import Subject
-from sparvar.runtime.key_scores import even_order, observation_queries
+from sparvar.runtime.kv_compression.key_scores import even_order, observation_queries
 from sparvar.scale_plans import local
 from tests.tiny import tiny_model
 

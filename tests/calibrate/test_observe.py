@@ -11,7 +11,7 @@ from sparvar.calibrate.candidates.space import Setting, Space, cs4a_key, csla_ke
 from sparvar.calibrate.measure.observe import Observer, Sample, WindowMass, mass_on
 from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
 from sparvar.runtime.context import SiteContext
-from sparvar.runtime.session import Columns, Session
+from sparvar.runtime.generation import Columns, Session
 from sparvar.runtime.site_ops import attend_columns
 from sparvar.scale_plans import Plan, dense_plan
 

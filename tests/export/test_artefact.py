@@ -184,7 +184,7 @@ print(tuple(image.shape), sorted(name for name in sys.modules if name.startswith
 
 def test_programs_whose_sampled_bits_flip(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that compute in 16 bits: their own image is not to be had to 45 dB, and verify must not ask for it."""
-    from sparvar.export import artefact as exporting
+    from sparvar.export import builder as exporting
     from sparvar.export.formats import aoti_format
 
     packages = exported.folder / "aoti"

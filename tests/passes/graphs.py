@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sparvar
 from sparvar.backend import attachment_of
-from sparvar.site_graphs import site_graphs
+from sparvar.compiler.compiled_sites import site_graphs
 from tests.tiny import generate, tiny_model, tiny_plan
 
 GOLDEN = Path(__file__).parents[1] / "golden"

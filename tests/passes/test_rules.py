@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparvar import kernels
+from sparvar.compiler.find_sites import find_candidates
 from sparvar.models.fingerprint import fingerprint
-from sparvar.passes import GraphContext, find_candidates, graph_text, run_passes, uuid
+from sparvar.passes import GraphContext, graph_text, run_passes, uuid
 from sparvar.passes.base import Rule
 from sparvar.passes.manager import PASSES
 from sparvar.zoo.transformer import SelfAttention

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import sparvar
 from sparvar.backend import attachment_of
+from sparvar.compiler.compiled_sites import site_graphs
 from sparvar.models.fingerprint import fingerprint
 from sparvar.runtime.attachment import Attachment
 from sparvar.scale_plans import Plan, default_plan, dense_plan
-from sparvar.site_graphs import site_graphs
 
 TILE = (4, 4)
 """Query tiles of small schedules; the default 8x16 is larger than their grids."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sparvar.compiler.find_sites import find_candidates
 from sparvar.errors import OptionError, message
 from sparvar.models.fingerprint import fingerprint
 from sparvar.models.subject import Subject
-from sparvar.passes import find_candidates
 from sparvar.scale_plans import Plan, dense_plan
 
 

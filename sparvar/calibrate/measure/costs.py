@@ -21,7 +21,7 @@ from sparvar import env, kernels
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.errors import OutputError
 from sparvar.runtime.context import SiteContext
-from sparvar.runtime.session import Columns, Session
+from sparvar.runtime.generation import Columns, Session
 from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan, write_whole
 from sparvar.version import __version__

@@ -13,7 +13,7 @@ from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.models.subject import Subject
 from sparvar.runtime.attaching import attachment_of, detach
 from sparvar.runtime.context import SiteContext
-from sparvar.runtime.key_scores import observation_queries, weights_of
+from sparvar.runtime.kv_compression.key_scores import observation_queries, weights_of
 from sparvar.scale_plans import Plan
 
 QUERIES = 64

@@ -18,7 +18,7 @@ from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key,
 from sparvar.calibrate.measure.pruning import PruningSums
 from sparvar.errors import SparvarError, message
 from sparvar.runtime.context import SiteContext
-from sparvar.runtime.session import Columns, Session
+from sparvar.runtime.generation import Columns, Session
 from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan
 

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.calibrate.measure.costs import SHARES, CostTable
+from sparvar.compiler.find_sites import find_candidates
 from sparvar.kernels import Gpu, SiteWork, Work, gpu_fit, map_capacity, roofline_seconds
-from sparvar.passes import find_candidates
 from sparvar.scale_plans import Plan
 
 TARGET_DTYPE = torch.bfloat16

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sparvar.artefact.engines.tensorrt import facts
 from sparvar.artefact.manifest import FormatSpec, ProgramSpec
-from sparvar.backend import resolve_plan
+from sparvar.compiler.resolve_plan import resolve_plan
 from sparvar.errors import ArtefactError, CaptureError, OptionError, message
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.formats.tensorrt_coverage import Coverage, covered, lowered

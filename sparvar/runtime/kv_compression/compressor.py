@@ -16,12 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import SessionError, message
-from sparvar.runtime.arguments import cache_places, tensors_of
-from sparvar.runtime.key_scores import attention_scores, chosen_keys, observation_queries, rank_scores, top
+from sparvar.runtime.kv_compression.key_scores import (
+    attention_scores,
+    chosen_keys,
+    observation_queries,
+    rank_scores,
+    top,
+)
+from sparvar.runtime.reductions.argument_axes import cache_places, tensors_of
 from sparvar.scale_plans import Plan
 
 if TYPE_CHECKING:
-    from sparvar.runtime.session import Columns
+    from sparvar.runtime.generation import Columns
 
 Holder = tuple[dict[Any, Any], Any, Tensor, int]
 """Where a cache is: holder, key, tensor, and the axis that counts keys."""
@@ -151,7 +157,7 @@ class Compressor:
 
     def translated(self, columns: Columns, scale: int, layer: int, rows: int) -> Columns:
         """Lists in whole places as lists in the cache, without the keys that are not there: map, then intersect."""
-        from sparvar.runtime.session import Columns
+        from sparvar.runtime.generation import Columns
 
         if layer not in self.places:
             return columns

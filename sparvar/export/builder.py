@@ -40,14 +40,14 @@ from sparvar.artefact.manifest import (
 from sparvar.artefact.memory import resident, workspace
 from sparvar.artefact.trust import remember
 from sparvar.artefact.verify import psnr
-from sparvar.backend import resolve_plan
+from sparvar.compiler.resolve_plan import resolve_plan
 from sparvar.errors import OptionError, OutputError, SparvarWarning, message
 from sparvar.export.formats.aoti import disk_error
 from sparvar.export.formats.aoti_worker import rounds
 from sparvar.export.formats.specs import tensor_spec
 from sparvar.export.golden import differences, drawn_image, golden_inputs, run_traced
 from sparvar.export.programs import Generation, record_blocks
-from sparvar.export.readme import readme
+from sparvar.export.publish import readme
 from sparvar.models import Family, family_of
 from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import Plan, write_whole

@@ -16,8 +16,8 @@ from sparvar import kernels
 from sparvar.errors import SessionError, message
 from sparvar.kernels.column_sparse_rows.portable import filtered
 from sparvar.runtime.context import SiteContext, current
-from sparvar.runtime.reduce import Kept, Reducer
-from sparvar.runtime.session import Columns
+from sparvar.runtime.generation import Columns
+from sparvar.runtime.reductions.reducer import Kept, Reducer
 from sparvar.runtime.site_ops import (
     as_pinned,
     attend_columns,

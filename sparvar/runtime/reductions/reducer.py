@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import SessionError, message
-from sparvar.runtime.arguments import (
+from sparvar.runtime.reductions.argument_axes import (
     Path,
     Roles,
     cache_places,
@@ -24,8 +24,8 @@ from sparvar.runtime.arguments import (
     half,
     tensors_of,
 )
-from sparvar.runtime.scores import anchors_of, merge_groups, merged, nearest_anchor, score
-from sparvar.runtime.tile_order import TileOrder
+from sparvar.runtime.reductions.scores import anchors_of, merge_groups, merged, nearest_anchor, score
+from sparvar.runtime.reductions.tile_order import TileOrder
 from sparvar.scale_plans import Plan, PrunedSpan
 
 ORDERS: dict[tuple[Any, ...], TileOrder] = {}

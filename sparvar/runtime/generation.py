@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sparvar.errors import SessionError, message
-from sparvar.runtime.compress import Compressor, compressor_of
-from sparvar.runtime.reduce import Reducer, reducer_of
+from sparvar.runtime.kv_compression.compressor import Compressor, compressor_of
+from sparvar.runtime.reductions.reducer import Reducer, reducer_of
 from sparvar.scale_plans import Plan
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sparvar.errors import SessionError, message
-from sparvar.runtime.arguments import enlarge
+from sparvar.runtime.reductions.argument_axes import enlarge
 from sparvar.scale_plans import PrunedSpan
 
 if TYPE_CHECKING:
-    from sparvar.runtime.reduce import Reducer
+    from sparvar.runtime.reductions.reducer import Reducer
 
 ANCHOR_STEP = 4
 """Anchors of SparseVAR stand in every fourth row and column, and in the last ones."""

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparvar.backend import attachment_of
-from sparvar.chains import check_schedule, mapped, scales_of, visits
 from sparvar.errors import CaptureError, OptionError, message
 from sparvar.models import Call
 from sparvar.models.base import State
 from sparvar.models.declared_schedule import bound_arguments, parameters_of
-from sparvar.runtime.attaching import GENERATION_METHODS
+from sparvar.runtime.attaching import GENERATION_METHODS, attachment_of
+from sparvar.runtime.generation_loop import check_schedule, mapped, scales_of, visits
 
 WHY = "models that collaborate are run as a chain of their families' functions"
 

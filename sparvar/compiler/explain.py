@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from sparvar.backend import attachment_of
+from sparvar.compiler.find_sites import find_candidates
 from sparvar.models.fingerprint import fingerprint
-from sparvar.passes import find_candidates
+from sparvar.runtime.attaching import attachment_of
 from sparvar.scale_plans import ScaleWork, scale_work
 
 

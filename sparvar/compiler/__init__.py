@@ -1,0 +1,1 @@
+"""From a model to compiled sites: where attention is, which graph runs there, and why."""

@@ -1,0 +1,1 @@
+"""What runs where the KV cache keeps fewer keys."""

@@ -1,0 +1,1 @@
+"""What runs where tokens, guidance rows or scales are left out."""
