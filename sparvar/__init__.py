@@ -6,7 +6,7 @@ from sparvar.lazy import exports
 from sparvar.version import __version__
 
 if TYPE_CHECKING:
-    from sparvar.artefact.load import Artefact, load
+    from sparvar.artefact.session import Artefact, load
     from sparvar.artefact.verify import verify
     from sparvar.backend import attachment_of, compile, detach, reset
     from sparvar.calibrate import calibrate
@@ -32,7 +32,7 @@ else:
     __getattr__, __dir__ = exports(
         __name__,
         {
-            "Artefact": "sparvar.artefact.load",
+            "Artefact": "sparvar.artefact.session",
             "ArtefactError": "sparvar.errors",
             "CaptureError": "sparvar.errors",
             "Explanation": "sparvar.compiler.explain",
@@ -54,7 +54,7 @@ else:
             "explain": "sparvar.compiler.explain",
             "export_artefact": "sparvar.export",
             "fingerprint": "sparvar.models.fingerprint",
-            "load": "sparvar.artefact.load",
+            "load": "sparvar.artefact.session",
             "reset": "sparvar.backend",
             "verify": "sparvar.artefact.verify",
         },

@@ -15,8 +15,8 @@ from typing import IO, BinaryIO
 
 from sparvar import env
 from sparvar.artefact.disk import locked, output_error, whole
-from sparvar.artefact.manifest import LARGEST, MANIFEST, FileSpec, Manifest, read_manifest
-from sparvar.artefact.paths import clashes, path_problem, refused_name
+from sparvar.artefact.manifest.paths import clashes, path_problem, refused_name
+from sparvar.artefact.manifest.schema import LARGEST, MANIFEST, FileSpec, Manifest, read_manifest
 from sparvar.artefact.pickles import refuse_pickles
 from sparvar.errors import ArtefactError, message
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparvar.artefact.inputs import Request
-from sparvar.artefact.manifest import Manifest
+from sparvar.artefact.execution.inputs import Request
+from sparvar.artefact.manifest.schema import Manifest
 from sparvar.artefact.tensors import TensorFile
 from sparvar.errors import ArtefactError, message
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparvar import env, heap
-from sparvar.artefact.inputs import Request
+from sparvar.artefact.execution.inputs import Request
 from sparvar.errors import ArtefactError, message
 
 if TYPE_CHECKING:
-    from sparvar.artefact.load import Artefact
+    from sparvar.artefact.session import Artefact
 
 MARK = "program:"
 Programs = Mapping[str, Callable[[list[Any]], Any]]
@@ -113,7 +113,7 @@ import json, sys
 from sparvar import heap
 heap.return_freed()
 import torch
-from sparvar.artefact.load import load
+from sparvar.artefact.session import load
 from sparvar.artefact.memory import resident
 torch.set_num_threads(int(sys.argv[2]))
 artefact = load(sys.argv[1], format="aoti", trust=True)

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from typing import BinaryIO
 
-from sparvar.artefact.paths import NEVER
+from sparvar.artefact.manifest.paths import NEVER
 from sparvar.errors import ArtefactError, message
 
 __all__ = ["is_pickle", "refuse_pickles"]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sparvar.artefact.dtypes import DTYPES
-from sparvar.artefact.fields import Field, parse
-from sparvar.artefact.manifest import TensorSpec
-from sparvar.artefact.reading import read_shape
+from sparvar.artefact.manifest.dtypes import DTYPES
+from sparvar.artefact.manifest.fields import Field, parse
+from sparvar.artefact.manifest.reading import read_shape
+from sparvar.artefact.manifest.schema import TensorSpec
 from sparvar.errors import ArtefactError, message
 
 if TYPE_CHECKING:

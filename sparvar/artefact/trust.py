@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparvar import env
 from sparvar.artefact.disk import locked, whole
-from sparvar.artefact.manifest import Manifest
+from sparvar.artefact.manifest.schema import Manifest
 from sparvar.errors import ArtefactError, message
 
 __all__ = ["known", "remember", "require_trust"]

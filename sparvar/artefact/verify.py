@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparvar.artefact.executor import Timer
-from sparvar.artefact.load import load
+from sparvar.artefact.execution.executor import Timer
 from sparvar.artefact.memory import resident, resident_apart, workspace
+from sparvar.artefact.session import load
 from sparvar.errors import message
 
 SLACK = 1 << 20

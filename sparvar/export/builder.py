@@ -22,10 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sparvar.artefact.execution.inputs import Request
 from sparvar.artefact.files import pack
-from sparvar.artefact.inputs import Request
-from sparvar.artefact.load import Artefact
-from sparvar.artefact.manifest import (
+from sparvar.artefact.manifest.schema import (
     BufferSpec,
     FileSpec,
     FormatSpec,
@@ -38,6 +37,7 @@ from sparvar.artefact.manifest import (
     TensorSpec,
 )
 from sparvar.artefact.memory import resident, workspace
+from sparvar.artefact.session import Artefact
 from sparvar.artefact.trust import remember
 from sparvar.artefact.verify import psnr
 from sparvar.compiler.resolve_plan import resolve_plan

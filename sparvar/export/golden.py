@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparvar.artefact.executor import Chain
-from sparvar.artefact.inputs import Request
-from sparvar.artefact.load import Artefact
-from sparvar.artefact.manifest import Manifest
+from sparvar.artefact.execution.executor import Chain
+from sparvar.artefact.execution.inputs import Request
+from sparvar.artefact.manifest.schema import Manifest
+from sparvar.artefact.session import Artefact
 from sparvar.errors import OptionError, message
 from sparvar.export.programs import Generation
 from sparvar.models import Family, Input

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparvar.artefact.manifest import Manifest
+from sparvar.artefact.manifest.schema import Manifest
 
 NEEDS = {
     "aoti": "sparvar and torch of exactly the version below",

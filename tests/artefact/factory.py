@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from sparvar.artefact.manifest import Manifest
+from sparvar.artefact.manifest.schema import Manifest
 
 
 def archive(members: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:

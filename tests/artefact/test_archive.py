@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pytest
 
 from sparvar.artefact.files import check_files, pack, unpack
-from sparvar.artefact.manifest import Manifest
+from sparvar.artefact.manifest.schema import Manifest
 from sparvar.errors import ArtefactError, OutputError
 from tests.artefact.factory import CONTENTS, artefact, document, files_json
 

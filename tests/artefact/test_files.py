@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from sparvar.artefact.files import check_files
-from sparvar.artefact.manifest import Manifest
-from sparvar.artefact.paths import clashes, path_problem
+from sparvar.artefact.manifest.paths import clashes, path_problem
+from sparvar.artefact.manifest.schema import Manifest
 from sparvar.artefact.pickles import is_pickle
 from sparvar.errors import ArtefactError
 from tests.artefact.factory import CONTENTS, PACKAGE, archive, artefact

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparvar.artefact.executor import Chain
-from sparvar.artefact.graphs import Graphs
-from sparvar.artefact.manifest import Step, TensorSpec
+from sparvar.artefact.execution.cuda_graphs import Graphs
+from sparvar.artefact.execution.executor import Chain
+from sparvar.artefact.manifest.schema import Step, TensorSpec
 from sparvar.errors import ArtefactError
 
 Work = Callable[[], object]

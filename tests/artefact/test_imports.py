@@ -20,7 +20,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
 NOTHING = ("torch", "numpy", "pydantic", "networkx", "safetensors", "PIL", "onnxruntime", "triton", "typer", "rich")
-MODULES = ["", ".manifest", ".consistency", ".files", ".tensors", ".noise", ".trust"]
+MODULES = ["", ".manifest.schema", ".manifest.consistency", ".files", ".tensors", ".execution.noise", ".trust"]
 
 
 def run(names: tuple[str, ...], code: str, *words: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparvar.artefact.inputs import Request, requests
-from sparvar.artefact.manifest import InputSpec, Manifest
+from sparvar.artefact.execution.inputs import Request, requests
+from sparvar.artefact.manifest.schema import InputSpec, Manifest
 from sparvar.errors import ArtefactError
 from tests.artefact.factory import artefact
 

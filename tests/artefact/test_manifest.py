@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparvar.artefact.consistency import check_tensors
-from sparvar.artefact.manifest import Manifest, Step, TensorSpec, content_digest, read_manifest
+from sparvar.artefact.manifest.consistency import check_tensors
+from sparvar.artefact.manifest.schema import Manifest, Step, TensorSpec, content_digest, read_manifest
 from sparvar.errors import ArtefactError
 from tests.artefact.factory import artefact, document, tensor
 

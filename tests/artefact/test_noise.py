@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparvar.artefact.manifest import NoiseSpec
-from sparvar.artefact.mersenne import Generator, _fused, _rounded
-from sparvar.artefact.noise import NumpyNoiseStream, TorchNoiseStream, image_seeds, numpy_noise, torch_noise
+from sparvar.artefact.execution.mersenne import Generator, _fused, _rounded
+from sparvar.artefact.execution.noise import NumpyNoiseStream, TorchNoiseStream, image_seeds, numpy_noise, torch_noise
+from sparvar.artefact.manifest.schema import NoiseSpec
 from sparvar.errors import ArtefactError, OptionError
 
 SEEDS = [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63, 2**64 - 2, -1, -7, -(2**32), -(2**63)]

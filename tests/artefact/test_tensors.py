@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from sparvar.artefact.manifest import TensorSpec
+from sparvar.artefact.manifest.schema import TensorSpec
 from sparvar.artefact.tensors import NAMES, TensorFile
 from sparvar.errors import ArtefactError
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparvar.artefact import Manifest, load, verify
-from sparvar.artefact.manifest import FileSpec
+from sparvar.artefact.manifest.schema import FileSpec
 from sparvar.errors import ArtefactError, OptionError
 from tests.export.conftest import Exported, command, environment
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sparvar.artefact.engines.aoti import facts
-from sparvar.artefact.manifest import FormatSpec
+from sparvar.artefact.manifest.schema import FormatSpec
 from sparvar.export.formats.aoti import compile_all
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.programs import Generation, Recorded, build

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparvar.artefact.manifest import CONSTANTS, WEIGHTS, FormatSpec
+from sparvar.artefact.manifest.schema import CONSTANTS, WEIGHTS, FormatSpec
 from sparvar.artefact.tensors import TensorFile
 from sparvar.errors import OptionError, message
 from sparvar.export.formats.onnx_convert import convert

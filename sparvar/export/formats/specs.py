@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from sparvar.artefact.manifest import ProgramSpec, Step, TensorSpec
+from sparvar.artefact.manifest.schema import ProgramSpec, Step, TensorSpec
 from sparvar.export.programs import Generation
 from sparvar.export.trace import Program
 

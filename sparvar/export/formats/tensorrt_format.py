@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.artefact.engines.tensorrt import facts
-from sparvar.artefact.manifest import FormatSpec, ProgramSpec
+from sparvar.artefact.manifest.schema import FormatSpec, ProgramSpec
 from sparvar.compiler.resolve_plan import resolve_plan
 from sparvar.errors import ArtefactError, CaptureError, OptionError, message
 from sparvar.export.formats.specs import program_specs, step_specs

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sparvar import heap
-from sparvar.artefact.executor import Chain, Timer
+from sparvar.artefact.execution.cuda_graphs import Graphs
+from sparvar.artefact.execution.executor import Chain, Timer
+from sparvar.artefact.execution.inputs import Request, requests
+from sparvar.artefact.execution.noise import NumpyNoiseStream, TorchNoiseStream
 from sparvar.artefact.files import check_files, unpack
 from sparvar.artefact.golden import golden_run
-from sparvar.artefact.graphs import Graphs
-from sparvar.artefact.inputs import Request, requests
-from sparvar.artefact.manifest import FormatSpec, Manifest, read_manifest
-from sparvar.artefact.noise import NumpyNoiseStream, TorchNoiseStream
+from sparvar.artefact.manifest.schema import FormatSpec, Manifest, read_manifest
 from sparvar.artefact.tensors import TensorFile
 from sparvar.artefact.trust import require_trust
 from sparvar.errors import ArtefactError, OptionError, message

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparvar.artefact.manifest import InputSpec, Manifest
+from sparvar.artefact.manifest.schema import InputSpec, Manifest
 from sparvar.errors import ArtefactError, message
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from sparvar.artefact.paths import NEVER, path_problem
+from sparvar.artefact.manifest.paths import NEVER, path_problem
 from sparvar.errors import ArtefactError, message
 
 __all__ = ["Field", "parse"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from sparvar.artefact.dtypes import DTYPES
-from sparvar.artefact.fields import Field, parse
-from sparvar.artefact.manifest import (
+from sparvar.artefact.manifest.dtypes import DTYPES
+from sparvar.artefact.manifest.fields import Field, parse
+from sparvar.artefact.manifest.schema import (
     FORMAT,
     LARGEST,
     SCHEMA,

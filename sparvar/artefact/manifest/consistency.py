@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sparvar.artefact.manifest import (
+from sparvar.artefact.manifest.paths import clashes, native_name
+from sparvar.artefact.manifest.schema import (
     CONSTANTS,
     LAYER,
     MANIFEST,
@@ -15,7 +16,6 @@ from sparvar.artefact.manifest import (
     Step,
     TensorSpec,
 )
-from sparvar.artefact.paths import clashes, native_name
 from sparvar.errors import ArtefactError, message
 
 __all__ = ["check_manifest", "check_tensors"]

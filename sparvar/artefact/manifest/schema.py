@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from sparvar.artefact.paths import native_name
+from sparvar.artefact.manifest.paths import native_name
 from sparvar.errors import ArtefactError, message
 
 __all__ = [
@@ -237,8 +237,8 @@ class Manifest:
     @staticmethod
     def loads(text: str | bytes | bytearray, where: str = MANIFEST) -> Manifest:
         """Read and check the text of a manifest; ``where`` names it in messages. Raises `ArtefactError`."""
-        from sparvar.artefact.consistency import check_manifest
-        from sparvar.artefact.reading import build
+        from sparvar.artefact.manifest.consistency import check_manifest
+        from sparvar.artefact.manifest.reading import build
 
         return check_manifest(build(text, where), where)
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sparvar.artefact.manifest import NoiseSpec
+from sparvar.artefact.manifest.schema import NoiseSpec
 from sparvar.errors import ArtefactError, OptionError, message
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from sparvar.artefact.mersenne import Generator
+    from sparvar.artefact.execution.mersenne import Generator
 
 __all__ = ["NoiseStream", "NumpyNoiseStream", "TorchNoiseStream", "image_seeds", "numpy_noise", "torch_noise"]
 
@@ -49,7 +49,7 @@ def torch_noise(spec: NoiseSpec, generators: Sequence[torch.Generator]) -> torch
 
 
 def numpy_noise(spec: NoiseSpec, generators: Sequence[Generator]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """`torch_noise` without torch: the same bits (`sparvar.artefact.mersenne` says where they may differ)."""
+    """`torch_noise` without torch: the same bits (`sparvar.artefact.execution.mersenne` says where they may differ)."""
     import numpy as np
 
     if spec.per_image:
@@ -106,7 +106,7 @@ class NumpyNoiseStream(NoiseStream["np.ndarray[Any, np.dtype[np.float32]]"]):
 
     def __init__(self, specs: Sequence[NoiseSpec], seed: int, images: int) -> None:
         """Raises `OptionError` where ``seed`` is no seed."""
-        from sparvar.artefact.mersenne import Generator
+        from sparvar.artefact.execution.mersenne import Generator
 
         generators = [Generator(value) for value in image_seeds(seed, images)]
         super().__init__(specs, lambda spec: numpy_noise(spec, generators))

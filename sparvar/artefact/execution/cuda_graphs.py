@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from sparvar.artefact.executor import Call, Chain, Run
-from sparvar.artefact.manifest import TensorSpec
+from sparvar.artefact.execution.executor import Call, Chain, Run
+from sparvar.artefact.manifest.schema import TensorSpec
 from sparvar.errors import ArtefactError, message
 
 GIVEN = ("inputs/", "noise/")

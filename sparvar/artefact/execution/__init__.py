@@ -1,0 +1,1 @@
+"""Running an artefact's programs: inputs, noise, the loop over steps, CUDA graphs."""
