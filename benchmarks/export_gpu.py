@@ -26,7 +26,7 @@ import sparvar
 from sparvar.artefact import load, verify
 from sparvar.evaluate.machine import machine
 from sparvar.export import export_artefact
-from sparvar.scale_plans import default_plan
+from sparvar.scale_plans import ModelInfo, default_plan
 from sparvar.zoo import landscape
 from sparvar.zoo.model import LandscapeVAR
 from sparvar.zoo.tokenizer import BitTokenizer
@@ -48,7 +48,7 @@ def small_plan() -> Any:
     """A plan with every kind of block for `small`."""
     sites = [f"blocks.{layer}.attn" for layer in range(4)]
     grids = [(side, side) for side in SIDES]
-    return default_plan(grids, sites, heads=2, head_dim=64, tile=(2, 3), name="small")
+    return default_plan(grids, ModelInfo(sites=sites, heads=2, head_dim=64), tile=(2, 3), name="small")
 
 
 def psnr(image: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sparvar
 from sparvar import kernels
-from sparvar.scale_plans import default_plan
+from sparvar.scale_plans import ModelInfo, default_plan
 from sparvar.zoo.shaped import SHAPES, ShapedVAR
 
 Schedule = tuple[tuple[int, int], ...]
@@ -346,7 +346,7 @@ def transformer_case(
         elif variant.startswith("sparvar"):
             shape = model.shape
             names = [f"blocks.{i}.sa" for i in range(shape.depth)]
-            plan = default_plan(schedule, names, heads=shape.heads, head_dim=shape.head_dim)
+            plan = default_plan(schedule, ModelInfo(sites=names, heads=shape.heads, head_dim=shape.head_dim))
             sparvar.compile(model, plan, grain="block" if variant == WHOLE_BLOCKS else "auto")
         if sizes.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

@@ -185,7 +185,7 @@ def main(
     curve.statistics()
     if plan and images:
         shipped = shipped_plans()["landscape"]
-        carried = sparvar.scale_plans.transfer.plan(shipped, curve.base.schedule)
+        carried = sparvar.scale_plans.transfer(shipped, curve.base.schedule)
         curve.point("plan", carried, images)
     for denominator in map(int, denominators.split(",")):
         for variant in only.split(",") if only else VARIANTS:

@@ -23,7 +23,7 @@ from rich.progress import track
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 import sparvar
-from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 from sparvar.zoo import LandscapeVAR, landscape
 
 SEEDS = ((1000, "mountain"), (1001, "sea"), (1002, "fields"), (1003, "snow"))
@@ -34,12 +34,14 @@ def base_plan(model: LandscapeVAR) -> Plan:
     """The all-dense plan that candidates are made from."""
     return dense_plan(
         [(side, side) for side in model.sides],
-        [f"blocks.{i}.attn" for i in range(len(model.blocks))],
-        heads=model.heads,
-        head_dim=64,
-        family="landscape",
+        ModelInfo(
+            sites=[f"blocks.{i}.attn" for i in range(len(model.blocks))],
+            heads=model.heads,
+            head_dim=64,
+            family="landscape",
+            fingerprint=sparvar.fingerprint(model),
+        ),
         name="landscape",
-        fingerprint=sparvar.fingerprint(model),
     )
 
 

@@ -104,7 +104,7 @@ class Chooser:
             self.before = images
             self.spent = time.perf_counter() - started
             return None
-        chosen = self.plan.decided(*decide(adapt, features(self.before, images)))
+        chosen = self.plan.static_plan(*decide(adapt, features(self.before, images)))
         self.go_on(self.plan, chosen)
         self.choices.counts[chosen.name] += 1
         self.choices.seconds.append(self.spent + time.perf_counter() - started)

@@ -1,6 +1,6 @@
 """Plans: what runs at every scale and layer, as pure data."""
 
-from sparvar.scale_plans.adapt import FEATURES, Adapt, Logistic, decide, graph_bound
+from sparvar.scale_plans.adapt import FEATURES, Adapt, Logistic, decide
 from sparvar.scale_plans.data import (
     INDEX_MAPS,
     POLICIES,
@@ -26,8 +26,9 @@ from sparvar.scale_plans.schema import json_schema
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
 from sparvar.scale_plans.shipped.catalogue import find_plan, load_plan, shipped_plans
 from sparvar.scale_plans.show.compare import PlanDiff, diff
+from sparvar.scale_plans.static_plans import graph_bound
 from sparvar.scale_plans.thresholds import keep_count, layer_score, start_scale
-from sparvar.scale_plans.transfer.plan import carried, transfer
+from sparvar.scale_plans.transfer.plan import transfer, transferable
 from sparvar.scale_plans.work import ScaleWork, scale_work, total_work
 
 __all__ = [
@@ -56,7 +57,6 @@ __all__ = [
     "Schedule",
     "Skip",
     "Thresholds",
-    "carried",
     "conditional",
     "decide",
     "default_for",
@@ -89,5 +89,6 @@ __all__ = [
     "toprovar",
     "total_work",
     "transfer",
+    "transferable",
     "write_whole",
 ]

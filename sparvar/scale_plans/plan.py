@@ -11,10 +11,10 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from sparvar.errors import PlanError, PlanWarning, message
 from sparvar.scale_plans import codec, files, geometry
-from sparvar.scale_plans.adapt import chosen_changes
 from sparvar.scale_plans.check.plan_fields import contradictions
 from sparvar.scale_plans.data import PlanFields, as_json
 from sparvar.scale_plans.show import table
+from sparvar.scale_plans.static_plans import chosen_changes
 from sparvar.scale_plans.work import attention_share
 
 
@@ -91,7 +91,7 @@ class Plan(PlanFields):
             raise PlanError(f"replace: {error}", f"plan {self.name!r}") from error
         return codec.build(raw, type(self), f"plan {self.name!r}")
 
-    def decided(self, skip: int, conditional: int) -> Plan:
+    def static_plan(self, skip: int, conditional: int) -> Plan:
         """The static plan that a decision of ``adapt`` goes on with; see `decide`. Raises `PlanError` where none is."""
         return self.replace(**chosen_changes(self, skip, conditional))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import sparvar
 from sparvar.errors import SessionError
-from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 from sparvar.zoo import ShapedVAR, shaped
 
 SCHEDULE = ((1, 1), (2, 2), (3, 4), (6, 8), (8, 12))
@@ -19,7 +19,9 @@ SOURCE = 3
 
 def plan_for(model: ShapedVAR, spans: list[tuple[int, int]], fill: str = "delta") -> Plan:
     names = [f"blocks.{number}.sa" for number in range(model.shape.depth)]
-    plan = dense_plan(SCHEDULE, names, heads=model.shape.heads, head_dim=model.shape.head_dim, tile=(4, 4))
+    plan = dense_plan(
+        SCHEDULE, ModelInfo(sites=names, heads=model.shape.heads, head_dim=model.shape.head_dim), tile=(4, 4)
+    )
     each = [{"first": first, "last": last, "keep": KEEP} for first, last in spans]
     return plan.replace(pruning={"score": "pivot", "fill": fill, "source": SOURCE, "spans": each})
 

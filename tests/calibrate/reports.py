@@ -10,7 +10,7 @@ from typing import Any
 from sparvar.calibrate.budget import Effort
 from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key, csla_key, default_space, plan_of
 from sparvar.calibrate.search.decisions import decisions_record
-from sparvar.scale_plans import Plan, Provenance, dense_plan, infinity_schedules
+from sparvar.scale_plans import ModelInfo, Plan, Provenance, dense_plan, infinity_schedules
 
 SIDES = (1, 3, 5, 7, 9, 11, 15)
 REPRESENTATIVE = 6
@@ -22,7 +22,9 @@ SETTINGS = (Setting("relative", 4), Setting("footprint", 4))
 def base_plan(layers: int, heads: int = 4) -> Plan:
     """A dense plan for 13 scales, 1x1 to 64x64."""
     sites = [f"blocks.{layer}.attn" for layer in range(layers)]
-    return dense_plan(infinity_schedules()["1M/1"], sites, heads=heads, head_dim=64, name=f"{layers} layers")
+    return dense_plan(
+        infinity_schedules()["1M/1"], ModelInfo(sites=sites, heads=heads, head_dim=64), name=f"{layers} layers"
+    )
 
 
 def policies(layers: int, kind: str) -> tuple[str, ...]:

@@ -13,14 +13,14 @@ from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.generation import Columns, Session
 from sparvar.runtime.site_ops import attend_columns
-from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 
 TILE = (2, 4)
 
 
 def base_of(last: tuple[int, int], prefix: int = 0) -> Plan:
     schedule = [(1, 1), (2, 3), (4, 5), (7, 6), last]
-    return dense_plan(schedule, ["a", "b"], heads=2, head_dim=16, prefix=prefix, tile=TILE)
+    return dense_plan(schedule, ModelInfo(sites=["a", "b"], heads=2, head_dim=16), prefix=prefix, tile=TILE)
 
 
 def seen(observer: Observer, base: Plan, seed: int) -> dict[int, tuple[Tensor, Tensor, Tensor]]:

@@ -26,14 +26,14 @@ from sparvar.calibrate.measure.pruning import (
 from sparvar.errors import SparvarError
 from sparvar.kernels import attention_stats
 from sparvar.runtime.context import SiteContext
-from sparvar.scale_plans import Plan, Thresholds, dense_plan, keep_count, start_scale
+from sparvar.scale_plans import ModelInfo, Plan, Thresholds, dense_plan, keep_count, start_scale
 from tests.tiny import dense_changes, generate, tiny_model, tiny_plan
 
 GRIDS = [(1, 1), (2, 3), (3, 5), (4, 7), (6, 9)]
 
 
 def plan_of(grids: list[tuple[int, int]], layers: int = 1) -> Plan:
-    return dense_plan(grids, [f"layer{layer}" for layer in range(layers)], heads=2, head_dim=8)
+    return dense_plan(grids, ModelInfo(sites=[f"layer{layer}" for layer in range(layers)], heads=2, head_dim=8))
 
 
 def resize(source: int, target: int) -> Tensor:

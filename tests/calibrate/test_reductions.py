@@ -24,13 +24,13 @@ from sparvar.calibrate.candidates.space import Setting
 from sparvar.calibrate.fit.predict import Tag
 from sparvar.calibrate.measure.runner import Measured
 from sparvar.calibrate.search.solver import Case, ScaleOptions, solve
-from sparvar.scale_plans import Plan, dense_plan, local
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan, local
 
 SCHEDULE = tuple((side, side) for side in (1, 2, 4, 8, 16, 32))
 
 
 def base() -> Plan:
-    return dense_plan(SCHEDULE, ["a", "b"], heads=2, head_dim=64)
+    return dense_plan(SCHEDULE, ModelInfo(sites=["a", "b"], heads=2, head_dim=64))
 
 
 HALF = Reduction(conditional_from=6)
@@ -54,7 +54,7 @@ def test_every_candidate_is_a_sound_plan() -> None:
 
 
 def test_small_grids_have_fewer() -> None:
-    tiny = dense_plan([(1, 1), (1, 1), (2, 2)], ["a"], heads=1, head_dim=64)
+    tiny = dense_plan([(1, 1), (1, 1), (2, 2)], ModelInfo(sites=["a"], heads=1, head_dim=64))
     assert all(round(share * 4) >= 1 for each in pruned_candidates(tiny, 1) for _, share in each.pruned.keep)  # type: ignore[union-attr]
 
 

@@ -11,7 +11,7 @@ from sparvar.calibrate.candidates.space import Choice, Setting, cs4a_key, csla_k
 from sparvar.calibrate.fit.predict import names_of, preferred
 from sparvar.calibrate.measure.runner import split_prompts
 from sparvar.calibrate.search.solver import MULTIPLIERS, ScaleOptions, _Search, solve
-from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 from sparvar.scale_plans.presets.schedules import HART_1024, HART_TEXT_TOKENS, squares
 from tests.calibrate.test_solver import problem
 
@@ -19,7 +19,7 @@ INFINITY = squares((1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
 
 
 def base_of(schedule: tuple[tuple[int, int], ...] = INFINITY, prefix: int = 0) -> Plan:
-    return dense_plan(schedule, ["a", "b", "c"], heads=2, head_dim=64, prefix=prefix)
+    return dense_plan(schedule, ModelInfo(sites=["a", "b", "c"], heads=2, head_dim=64), prefix=prefix)
 
 
 def test_sink_spans_are_shares_of_the_last_scale() -> None:

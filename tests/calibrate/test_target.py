@@ -15,7 +15,7 @@ from sparvar.calibrate.fit.predict import Sensitivity, cases, choice_of
 from sparvar.calibrate.measure.target_gpu import TARGET_DTYPE, elsewhere, target_costs
 from sparvar.calibrate.search.solver import solve
 from sparvar.errors import KernelError
-from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 from tests.tiny import generate, tiny_model
 
 pytest.importorskip("triton")
@@ -28,7 +28,9 @@ LAYERS = 2
 def base() -> Plan:
     schedule = [(side, side) for side in SIDES]
     names = [f"blocks.{layer}.attn" for layer in range(LAYERS)]
-    return dense_plan(schedule, names, heads=16, head_dim=128, tile=(8, 16), name="shapes of Infinity-2B")
+    return dense_plan(
+        schedule, ModelInfo(sites=names, heads=16, head_dim=128), tile=(8, 16), name="shapes of Infinity-2B"
+    )
 
 
 @pytest.fixture(scope="module")

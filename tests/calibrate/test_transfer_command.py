@@ -55,7 +55,7 @@ def test_carries_a_plan_and_measures_it(tmp_path: Path, plan: Plan) -> None:
     command = [sys.executable, "-m", "sparvar.tools", *arguments_of(tmp_path, plan, "--size", "24x48")]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "carried" in done.stdout and "of dense" in done.stdout
+    assert "transferable" in done.stdout and "of dense" in done.stdout
     there = Plan.load(tmp_path / "out" / "there.json", strict_digest=True)
     assert there.schedule == ((1, 2), (2, 3), (2, 5), (3, 6), (5, 9), (6, 12))
     assert there.digest == transfer(plan, there.schedule).digest

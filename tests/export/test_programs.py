@@ -14,7 +14,7 @@ from sparvar.export.capture import all_dense
 from sparvar.export.golden import golden_inputs, run_traced
 from sparvar.export.programs import Generation, build, record_blocks
 from sparvar.export.sites import column_sets, interface, kind_of
-from sparvar.scale_plans import Plan, default_plan
+from sparvar.scale_plans import ModelInfo, Plan, default_plan
 from sparvar.zoo.model import LandscapeVAR
 from tests.export.small import SIDES, plan_for
 from tests.export.small import build as small_model
@@ -193,7 +193,11 @@ def test_examples_of_inputs() -> None:
 def test_default_plans_export_too() -> None:
     model = small_model()
     plan = default_plan(
-        [(side, side) for side in SIDES], sites(3), heads=2, head_dim=64, tile=(2, 3), cs4a_share=1.0, name="default"
+        [(side, side) for side in SIDES],
+        ModelInfo(sites=sites(3), heads=2, head_dim=64),
+        tile=(2, 3),
+        cs4a_share=1.0,
+        name="default",
     )
     made = traced(model, plan)
     torch.testing.assert_close(

@@ -9,7 +9,7 @@ from torch import Tensor
 import sparvar
 from sparvar import kernels
 from sparvar.kernels.select_columns import reference as select_reference
-from sparvar.scale_plans import default_plan
+from sparvar.scale_plans import ModelInfo, default_plan
 from sparvar.zoo import landscape, shaped
 from tests.kernels.support import random_columns
 
@@ -61,7 +61,7 @@ def test_no_host_synchronisation_in_a_sparse_scale() -> None:
     schedule = ((1, 1), (2, 2), (4, 4), (8, 8), (12, 12), (16, 16))
     model = shaped("tiny", schedule).cuda().bfloat16()
     names = [f"blocks.{i}.sa" for i in range(model.shape.depth)]
-    sparvar.compile(model, default_plan(schedule, names, heads=2, head_dim=64))
+    sparvar.compile(model, default_plan(schedule, ModelInfo(sites=names, heads=2, head_dim=64)))
     model.generate(seed=0)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from sparvar.scale_plans import INDEX_MAPS, Plan, default_plan
+from sparvar.scale_plans import INDEX_MAPS, ModelInfo, Plan, default_plan
 
 INFINITY_SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 INFINITY = [(side, side) for side in INFINITY_SIDES]
@@ -15,7 +15,9 @@ INFINITY = [(side, side) for side in INFINITY_SIDES]
 def infinity_plan(layers: int = 10, **changes: Any) -> Plan:
     """A default plan for the Infinity 1:1 schedule at 1M pixels."""
     sites = [f"blocks.{layer}.attn" for layer in range(layers)]
-    plan = default_plan(INFINITY, sites, heads=16, head_dim=128, dtype="bfloat16", family="infinity", name="test")
+    plan = default_plan(
+        INFINITY, ModelInfo(sites=sites, heads=16, head_dim=128, dtype="bfloat16", family="infinity"), name="test"
+    )
     return plan.replace(**changes) if changes else plan
 
 

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from sparvar.errors import PlanError
-from sparvar.scale_plans import Logistic, Plan, carried, default_plan, dense_plan, diff, graph_bound, transfer
+from sparvar.scale_plans import (
+    Logistic,
+    ModelInfo,
+    Plan,
+    default_plan,
+    dense_plan,
+    diff,
+    graph_bound,
+    transfer,
+    transferable,
+)
 
 SCHEDULE = tuple((side, side) for side in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
 SHORT = SCHEDULE[:8]
@@ -21,7 +31,7 @@ ADAPT: dict[str, Any] = {
 
 
 def dense(layers: int = 6) -> Plan:
-    return dense_plan(SCHEDULE, [f"blocks.{i}" for i in range(layers)], heads=4, head_dim=64)
+    return dense_plan(SCHEDULE, ModelInfo(sites=[f"blocks.{i}" for i in range(layers)], heads=4, head_dim=64))
 
 
 def test_it_survives_a_file_and_counts_in_the_digest() -> None:
@@ -72,7 +82,7 @@ def test_contradictions(changes: dict[str, Any], expected: str) -> None:
 
 
 def test_it_may_not_skip_what_columns_are_decided_for() -> None:
-    sparse = default_plan(SCHEDULE, [f"blocks.{i}" for i in range(6)], heads=4, head_dim=64)
+    sparse = default_plan(SCHEDULE, ModelInfo(sites=[f"blocks.{i}" for i in range(6)], heads=4, head_dim=64))
     with pytest.raises(PlanError, match="must come before the last scale that is always drawn, 10"):
         sparse.replace(adapt=ADAPT)
     assert sparse.replace(adapt={**ADAPT, "skip": [MODEL]}).adapt is not None
@@ -80,13 +90,13 @@ def test_it_may_not_skip_what_columns_are_decided_for() -> None:
 
 def test_the_plans_that_it_decides_between() -> None:
     plan = dense().replace(adapt=ADAPT)
-    skipped, rows, whole = plan.decided(2, 0), plan.decided(0, 2), plan.decided(0, 0)
+    skipped, rows, whole = plan.static_plan(2, 0), plan.static_plan(0, 2), plan.static_plan(0, 0)
     assert skipped.skip is not None and skipped.drawn == 11 and skipped.adapt is None
     assert rows.guidance is not None and rows.guidance.conditional_from == 12 and rows.drawn == 13
     assert whole == dense() and plan.drawn == 13 and plan.shortens and not whole.shortens
     assert graph_bound(plan) == (6, 15) and graph_bound(skipped) == (1, 11)
     with pytest.raises(PlanError, match="adapt: must be given where a generation decides"):
-        dense().decided(1, 0)
+        dense().static_plan(1, 0)
 
 
 def test_table() -> None:
@@ -100,7 +110,7 @@ def test_table() -> None:
 
 def test_at_another_schedule_it_was_not_fitted() -> None:
     plan = dense().replace(adapt=ADAPT)
-    there = carried(plan).choose(SHORT)
+    there = transferable(plan).choose(SHORT)
     assert there.adapt is None and "the choice by the image was fitted at another schedule" in there.provenance.note
     assert transfer(plan, SCHEDULE).adapt == plan.adapt
 

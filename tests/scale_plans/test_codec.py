@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparvar.errors import PlanError, PlanWarning
-from sparvar.scale_plans import CS4AScale, Plan, dense_plan, json_schema, model_fingerprint
+from sparvar.scale_plans import CS4AScale, ModelInfo, Plan, dense_plan, json_schema, model_fingerprint
 from sparvar.scale_plans.data import OPTIONAL_FIELDS
 from tests.scale_plans.strategies import infinity_plan, plans
 
@@ -275,4 +275,4 @@ def test_fingerprint_depends_on_names_shapes_and_dtype_only() -> None:
     assert one == model_fingerprint(reversed(shapes), "float32")
     assert one != model_fingerprint(shapes, "bfloat16")
     assert one != model_fingerprint([("a.weight", (8, 4)), ("b.weight", (2,))], "float32")
-    assert dense_plan([(1, 1)], ["a"], heads=1, head_dim=8, fingerprint=one).check() == []
+    assert dense_plan([(1, 1)], ModelInfo(sites=["a"], heads=1, head_dim=8, fingerprint=one)).check() == []

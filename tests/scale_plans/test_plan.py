@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparvar.errors import PlanError
-from sparvar.scale_plans import Plan, default_plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, default_plan, dense_plan
 from sparvar.scale_plans.geometry import kept_share, local_keys, window_extents
 from tests.scale_plans.strategies import INFINITY, infinity_plan, plans
 
@@ -150,12 +150,12 @@ def test_shares_and_cost() -> None:
 
 
 def test_dense_plan() -> None:
-    plan = dense_plan(INFINITY, ["a", "b"], heads=2, head_dim=64, prefix=7)
+    plan = dense_plan(INFINITY, ModelInfo(sites=["a", "b"], heads=2, head_dim=64), prefix=7)
     assert plan.check() == []
     assert plan.planned_sites() == 0
     assert plan.decision_scale is None
     with pytest.raises(PlanError, match=r"model\.head_dim"):
-        dense_plan(INFINITY, ["a"], heads=2, head_dim=60)
+        dense_plan(INFINITY, ModelInfo(sites=["a"], heads=2, head_dim=60))
 
 
 def test_default_plan_follows_the_papers() -> None:
@@ -174,6 +174,6 @@ def test_default_plan_follows_the_papers() -> None:
 )
 def test_default_plan_fits_any_schedule(schedule: list[tuple[int, int]], layers: int, share: float) -> None:
     sites = [f"s{layer}" for layer in range(layers)]
-    plan = default_plan(schedule, sites, heads=1, head_dim=8, cs4a_share=share)
+    plan = default_plan(schedule, ModelInfo(sites=sites, heads=1, head_dim=8), cs4a_share=share)
     assert plan.check() == []
     assert (plan.planned_sites() > 0) == (len(schedule) > 1)

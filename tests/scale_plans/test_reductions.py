@@ -8,6 +8,7 @@ import pytest
 
 from sparvar.errors import PlanError
 from sparvar.scale_plans import (
+    ModelInfo,
     Plan,
     Thresholds,
     default_plan,
@@ -30,7 +31,7 @@ PRUNING: dict[str, Any] = {
 
 
 def dense(layers: int = 6) -> Plan:
-    return dense_plan(SCHEDULE, [f"blocks.{i}" for i in range(layers)], heads=4, head_dim=64)
+    return dense_plan(SCHEDULE, ModelInfo(sites=[f"blocks.{i}" for i in range(layers)], heads=4, head_dim=64))
 
 
 def test_plans_without_them_keep_their_bytes() -> None:
@@ -98,7 +99,7 @@ def test_contradictions(changes: dict[str, Any], expected: str) -> None:
 
 
 def test_what_columns_need() -> None:
-    sparse = default_plan(SCHEDULE, [f"blocks.{i}" for i in range(6)], heads=4, head_dim=64)
+    sparse = default_plan(SCHEDULE, ModelInfo(sites=[f"blocks.{i}" for i in range(6)], heads=4, head_dim=64))
     early = {**PRUNING, "source": 9, "spans": [{"first": 0, "last": 5, "keep": {11: 0.5}}]}
     with pytest.raises(PlanError, match="must come after the decision scale, 11"):
         sparse.replace(pruning=early)
@@ -113,7 +114,7 @@ def _span(keep: dict[int, float]) -> dict[str, Any]:
 
 
 def test_kinds_of_pruned_layers() -> None:
-    sparse = default_plan(SCHEDULE, [f"blocks.{i}" for i in range(6)], heads=4, head_dim=64)
+    sparse = default_plan(SCHEDULE, ModelInfo(sites=[f"blocks.{i}" for i in range(6)], heads=4, head_dim=64))
     plan = sparse.replace(pruning={**PRUNING, "spans": [{"first": 2, "last": 3, "keep": {12: 0.5}}]})
     assert [plan.kind(12, layer) for layer in range(6)] == ["dense", "dense", "pruned", "pruned", "sparse", "sparse"]
     # the keys that scale 12 left out are missing at scale 13, which computes all its tokens
@@ -152,9 +153,7 @@ def test_published_methods() -> None:
     assert skipping.pruning.spans[0].keep == {10: 0.6, 11: 0.5} and skipping.pruning.source == 9
     wide = dense_plan(
         [(1, 1), (3, 2), (6, 4), (15, 10), (33, 22), (39, 26), (48, 32), (63, 42), (78, 52)],
-        ["a", "b"],
-        heads=4,
-        head_dim=64,
+        ModelInfo(sites=["a", "b"], heads=4, head_dim=64),
     )
     off_square = fastvar(wide, skipping=True)  # by grid, not by width: 39x26 of 78x52 is a half
     assert off_square.pruning is not None and off_square.pruning.spans[0].keep == {6: 0.6, 7: 0.5}
@@ -168,7 +167,7 @@ def test_sparsevar_of_models_with_residuals_and_without() -> None:
     assert (anchored.score, anchored.fill, anchored.source) == ("change", "anchor", 11)
     assert (previous.score, previous.fill, previous.source) == ("change", "previous", 11)
     assert [(span.first, span.last, dict(span.keep)) for span in previous.spans] == [(0, 5, {12: 0.5, 13: 0.5})]
-    short = dense_plan(SCHEDULE[:2], ["a"], heads=4, head_dim=64)
+    short = dense_plan(SCHEDULE[:2], ModelInfo(sites=["a"], heads=4, head_dim=64))
     for residual in (True, False):
         with pytest.raises(PlanError, match="schedule: must have at least three scales that are drawn, got 2"):
             sparsevar(short, residual=residual)
@@ -221,17 +220,17 @@ def test_rules_look_at_the_scales_that_are_drawn() -> None:
     pivot = fastvar(short).pruning
     assert pivot is not None and (pivot.source, pivot.spans[0].keep) == (9, {10: 0.5, 11: 0.25})
     sites = ["a", "b", "c", "d"]
-    sparse = default_plan(SCHEDULE, sites, heads=4, head_dim=64, skipped=2)
+    sparse = default_plan(SCHEDULE, ModelInfo(sites=sites, heads=4, head_dim=64), skipped=2)
     assert (sparse.drawn, sparse.decision_scale, set(sparse.csla)) == (11, 9, {10, 11})
-    few = default_plan(SCHEDULE[:7], sites, heads=4, head_dim=64, skipped=2)
+    few = default_plan(SCHEDULE[:7], ModelInfo(sites=sites, heads=4, head_dim=64), skipped=2)
     assert (few.decision_scale, few.sink_scales) == (3, 2), "sinks end before the decision scale here, too"
     for skipped in (-1, 13):
         with pytest.raises(PlanError, match=r"skip\.last: must be between 1 and 12"):
-            default_plan(SCHEDULE, sites, heads=4, head_dim=64, skipped=skipped)
+            default_plan(SCHEDULE, ModelInfo(sites=sites, heads=4, head_dim=64), skipped=skipped)
 
 
 def test_carried_to_another_schedule() -> None:
-    sparse = default_plan(SCHEDULE, [f"blocks.{i}" for i in range(6)], heads=4, head_dim=64)
+    sparse = default_plan(SCHEDULE, ModelInfo(sites=[f"blocks.{i}" for i in range(6)], heads=4, head_dim=64))
     plan = sparse.replace(
         decision_scale=9,
         cs4a={12: {"budget": 0.2}, 13: {"budget": 0.1}},

@@ -6,6 +6,7 @@ import pytest
 
 from sparvar.errors import PlanError
 from sparvar.scale_plans import (
+    ModelInfo,
     Plan,
     PlanSet,
     default_plan,
@@ -22,7 +23,7 @@ SQUARE, WIDE, TALL = (parse_schedule(text) for text in ("1x1 2x2 4x4 6x6", "1x1 
 
 
 def plan(schedule: tuple[tuple[int, int], ...], name: str = "p") -> Plan:
-    return default_plan(schedule, ["a", "b", "c"], heads=2, head_dim=64, name=name)
+    return default_plan(schedule, ModelInfo(sites=["a", "b", "c"], heads=2, head_dim=64), name=name)
 
 
 def test_the_schedule_chooses_and_a_transpose_is_another() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparvar.errors import PlanError
-from sparvar.scale_plans import Plan, carried, infinity_schedules, load_plan, transfer
+from sparvar.scale_plans import Plan, infinity_schedules, load_plan, transfer, transferable
 from sparvar.scale_plans.data import Thresholds
 from sparvar.scale_plans.presets.schedules import squares
 from tests.scale_plans.strategies import infinity_plan, plans
@@ -173,7 +173,7 @@ def test_where_pruning_starts_goes_along() -> None:
 
 def test_carried_serves_any_schedule() -> None:
     plan = SWEPT
-    plans = carried(plan)
+    plans = transferable(plan)
     assert plans.choose(None) is plan
     assert plans.choose(plan.schedule) is plan
     wide = SCHEDULES["1M/0.666"]

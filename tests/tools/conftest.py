@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from sparvar.models.fingerprint import fingerprint
-from sparvar.scale_plans import Plan, default_plan
+from sparvar.scale_plans import ModelInfo, Plan, default_plan
 from sparvar.tools.cli import app
 from sparvar.zoo import LandscapeVAR, landscape
 from sparvar.zoo.tokenizer import BitTokenizer
@@ -45,10 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     model = landscape(folder)
     plan = default_plan(
         [(side, side) for side in model.sides],
-        ["blocks.0.attn", "blocks.1.attn"],
-        heads=1,
-        head_dim=64,
-        fingerprint=fingerprint(model),
+        ModelInfo(sites=["blocks.0.attn", "blocks.1.attn"], heads=1, head_dim=64, fingerprint=fingerprint(model)),
         name="tiny",
         cs4a_share=1.0,
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sparvar
-from sparvar.scale_plans import Plan, dense_plan, infinity_schedules
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan, infinity_schedules
 from sparvar.tools.bench.published_methods import COMPRESSED, SKIPPING, Method, compressed, published
 from tests.plan_reference import generate as slow
 from tests.tiny import tiny_model
@@ -20,7 +20,9 @@ SQUARE = ("1M/1", "0.60M/1", "0.25M/1", "0.06M/1")
 
 
 def base_of(schedule: Any, layers: int = 6) -> Plan:
-    return dense_plan(schedule, [f"blocks.{number}.attn" for number in range(layers)], heads=2, head_dim=64)
+    return dense_plan(
+        schedule, ModelInfo(sites=[f"blocks.{number}.attn" for number in range(layers)], heads=2, head_dim=64)
+    )
 
 
 def every(base: Plan, skipping: bool = True) -> dict[str, Method]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sparvar
-from sparvar.scale_plans import default_plan, dense_plan
+from sparvar.scale_plans import ModelInfo, default_plan, dense_plan
 from sparvar.zoo import SHAPES, ShapedVAR, shaped
 
 SCHEDULE = ((1, 1), (2, 3), (4, 6), (6, 8), (8, 12), (10, 16))
@@ -29,7 +29,7 @@ def test_published_sizes() -> None:
 def test_an_all_dense_plan_changes_nothing(guided: bool) -> None:
     model = shaped("tiny", SCHEDULE)
     expected = model.generate(2, seed=3, guided=guided)
-    plan = dense_plan(SCHEDULE, sites(model), heads=2, head_dim=64)
+    plan = dense_plan(SCHEDULE, ModelInfo(sites=sites(model), heads=2, head_dim=64))
     sparvar.compile(model, plan, inner="eager")
     torch.testing.assert_close(model.generate(2, seed=3, guided=guided), expected, rtol=1e-5, atol=1e-5)
 
@@ -37,7 +37,7 @@ def test_an_all_dense_plan_changes_nothing(guided: bool) -> None:
 def test_cross_attention_is_left_alone_and_the_rest_is_sparse() -> None:
     model = shaped("tiny", SCHEDULE)
     expected = model.generate(1, seed=3)
-    plan = default_plan(SCHEDULE, sites(model), heads=2, head_dim=64, tile=(4, 8), budget=0.5)
+    plan = default_plan(SCHEDULE, ModelInfo(sites=sites(model), heads=2, head_dim=64), tile=(4, 8), budget=0.5)
     explanation = sparvar.explain(
         torch.compile(model, backend="sparvar", options={"plan": plan, "inner": "eager"}),
         lambda m: m.generate(1, seed=3),

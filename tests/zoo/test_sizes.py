@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sparvar
-from sparvar.scale_plans import carried
+from sparvar.scale_plans import transferable
 from sparvar.zoo.transformer import rope_table
 from tests.tiny import SIDES, generate, tiny_model, tiny_plan
 
@@ -85,7 +85,7 @@ def test_one_carried_plan_serves_every_size() -> None:
     model = tiny_model()
     dense = {schedule: generate(model, scale_schedule=schedule) for schedule in (WIDE, TALL, SQUARE)}
     plan = tiny_plan(model)
-    sparvar.compile(model, carried(plan), inner="eager")
+    sparvar.compile(model, transferable(plan), inner="eager")
     attachment = sparvar.attachment_of(model)
     assert attachment is not None
     for schedule, image in dense.items():

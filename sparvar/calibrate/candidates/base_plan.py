@@ -6,7 +6,7 @@ from sparvar.compiler.find_sites import find_candidates
 from sparvar.errors import OptionError, message
 from sparvar.models.fingerprint import fingerprint
 from sparvar.models.subject import Subject
-from sparvar.scale_plans import Plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 
 
 def base_plan(subject: Subject) -> Plan:
@@ -18,12 +18,14 @@ def base_plan(subject: Subject) -> Plan:
     dtype = str(next(subject.model.parameters()).dtype).removeprefix("torch.")
     return dense_plan(
         subject.schedule,
-        names,
-        heads=subject.heads,
-        head_dim=subject.head_dim,
-        dtype=dtype,
-        family=subject.name,
-        fingerprint=fingerprint(subject.model),
+        ModelInfo(
+            sites=names,
+            heads=subject.heads,
+            head_dim=subject.head_dim,
+            dtype=dtype,
+            family=subject.name,
+            fingerprint=fingerprint(subject.model),
+        ),
         prefix=subject.prefix,
         tile=subject.tile,
         name=subject.name,

@@ -152,7 +152,7 @@ def cases(
             must_map = first is not None and scale == decision + 1
             about = _Scale(base, scale, sites, costs, sensitivity, max_error)
             scales.append(about.options(mapped, local, first is not None, must_map))
-        decide = costs.decided(decision, first)
+        decide = costs.static_plan(decision, first)
         found.append(Case(Tag(decision, setting, first, tuple(offered)), decide, tuple(scales)))
     return found
 

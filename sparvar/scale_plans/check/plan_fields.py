@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from sparvar.errors import message
-from sparvar.scale_plans.adapt import adapt_problems
+from sparvar.scale_plans.check.adapt import adapt_problems
 from sparvar.scale_plans.check.kv_compression import kv_problems
 from sparvar.scale_plans.check.reductions import guidance_problems, pruning_problems, skip_problems
 from sparvar.scale_plans.data import CALIBRATED_THRESHOLDS, POLICIES, PlanFields

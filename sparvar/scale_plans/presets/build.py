@@ -19,45 +19,41 @@ SPARSE_SCALES = 2  # scales after the decision scale, which is the third last
 
 def dense_plan(
     schedule: Sequence[Sequence[int]],
-    sites: Sequence[str],
+    model: ModelInfo,
     *,
-    heads: int,
-    head_dim: int,
-    dtype: str = "float32",
-    family: str = "",
-    fingerprint: str = "",
     prefix: int = 0,
     tile: Sequence[int] = (8, 16),
     name: str = "dense",
 ) -> Plan:
     """A plan in which every layer is dense at every scale: the baseline, and a start for edits.
 
-    ``schedule`` holds (h, w) per scale, ``sites`` the self-attention modules in order. Raises `PlanError`.
+    Args:
+        schedule: (h, w) of every scale.
+        model: the model that the plan is for.
+        prefix: tokens in the KV cache before scale 1.
+        tile: (h, w) of a query tile.
+        name: of the plan.
+
+    Raises:
+        PlanError: the plan contradicts itself.
     """
     height, width = tile
     return Plan(
         name=name,
-        model=ModelInfo(
-            fingerprint=fingerprint, sites=tuple(sites), heads=heads, head_dim=head_dim, dtype=dtype, family=family
-        ),
+        model=model,
         schedule=tuple((int(h), int(w)) for h, w in schedule),
         prefix=prefix,
         tile=(height, width),
         sink_scales=_sink_scales(len(schedule)),
-        layers=("dense",) * len(sites),
+        layers=("dense",) * len(model.sites),
         provenance=Provenance(note="all dense"),
     ).require()
 
 
 def default_plan(
     schedule: Sequence[Sequence[int]],
-    sites: Sequence[str],
+    model: ModelInfo,
     *,
-    heads: int,
-    head_dim: int,
-    dtype: str = "float32",
-    family: str = "",
-    fingerprint: str = "",
     prefix: int = 0,
     tile: Sequence[int] = (8, 16),
     name: str = "default",
@@ -71,20 +67,17 @@ def default_plan(
     first two layers stay dense, of the others the first ``cs4a_share`` are cs4a and the rest csla, with windows
     1, 1, 3, 5, 7 at the last five scales. A schedule of one scale stays dense; a window never exceeds its grid. With
     ``skipped`` that many of the last scales are not drawn, and those before them take their place in the rules.
-    Raises `PlanError`, `dense_plan`'s included.
+
+    Args:
+        schedule, model, prefix, tile, name: see `dense_plan`.
+        budget: share of a sparse scale's keys that cs4a keeps.
+        cs4a_share: share of the layers after the first two that are cs4a.
+        skipped: last scales that are not drawn.
+
+    Raises:
+        PlanError: the plan contradicts itself.
     """
-    plan = dense_plan(
-        schedule,
-        sites,
-        heads=heads,
-        head_dim=head_dim,
-        dtype=dtype,
-        family=family,
-        fingerprint=fingerprint,
-        prefix=prefix,
-        tile=tile,
-        name=name,
-    )
+    plan = dense_plan(schedule, model, prefix=prefix, tile=tile, name=name)
     if skipped:
         plan = plan.replace(skip={"last": skipped}, sink_scales=_sink_scales(plan.scales - skipped))
     scales = plan.drawn
@@ -93,9 +86,9 @@ def default_plan(
         return plan.replace(provenance=Provenance(note=f"one scale only, all dense; {note}"))
     decision = max(1, scales - SPARSE_SCALES)
     targets = range(decision + 1, scales + 1)
-    dense_layers = min(DENSE_FIRST_LAYERS, len(sites) - 1)
-    cs4a_layers = round((len(sites) - dense_layers) * cs4a_share)
-    csla_layers = len(sites) - dense_layers - cs4a_layers
+    dense_layers = min(DENSE_FIRST_LAYERS, len(model.sites) - 1)
+    cs4a_layers = round((len(model.sites) - dense_layers) * cs4a_share)
+    csla_layers = len(model.sites) - dense_layers - cs4a_layers
     local = {scale: _fit(plan, scale, side) for scale, side in _last(scales, CSLA_WINDOWS)}
     around = dict(_last(scales, CS4A_WINDOWS))
     return plan.replace(
@@ -111,18 +104,9 @@ def default_plan(
 
 def default_for(base: Plan) -> Plan:
     """`default_plan` of the model, schedule and skipped scales of another plan."""
-    model = base.model
-    return default_plan(
-        base.schedule,
-        model.sites,
-        heads=model.heads,
-        head_dim=model.head_dim,
-        dtype=model.dtype,
-        fingerprint=model.fingerprint,
-        prefix=base.prefix,
-        tile=base.tile,
-        skipped=base.scales - base.drawn,
-    )
+    model = base.model.model_copy(update={"family": ""})
+    skipped = base.scales - base.drawn
+    return default_plan(base.schedule, model, prefix=base.prefix, tile=base.tile, skipped=skipped)
 
 
 def _sink_scales(scales: int) -> int:

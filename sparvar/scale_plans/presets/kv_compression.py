@@ -210,7 +210,7 @@ def kv_lines(plan: PlanFields) -> list[str]:
     return lines
 
 
-def carried_kv(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]) -> KVCompression | None:
+def transfer_kv(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]) -> KVCompression | None:
     """The compression of ``plan`` at the schedule of ``bare``: the same shares of all keys at corresponding scales.
 
     None where no scale of that schedule drops any.
@@ -230,4 +230,4 @@ def carried_kv(plan: PlanFields, bare: PlanFields, source: Callable[[int], int])
     return made.model_copy(update={"pool": kv.pool})
 
 
-__all__ = ["carried_kv", "drafters", "hack", "held_share", "kv_lines", "local", "peak_share", "scalekv"]
+__all__ = ["drafters", "hack", "held_share", "kv_lines", "local", "peak_share", "scalekv", "transfer_kv"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sparvar.errors import PlanError, message
-from sparvar.scale_plans.data import Provenance
+from sparvar.scale_plans.data import ModelInfo, Provenance
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.presets.build import default_plan
 from sparvar.scale_plans.presets.schedules import (
@@ -65,11 +65,13 @@ class Published:
         label = next((name for name, grids in self.schedules.items() if grids == schedule), None)
         plan = default_plan(
             schedule,
-            self.sites,
-            heads=self.width // self.head_dim,
-            head_dim=self.head_dim,
-            dtype=self.dtype,
-            family=self.family,
+            ModelInfo(
+                sites=self.sites,
+                heads=self.width // self.head_dim,
+                head_dim=self.head_dim,
+                dtype=self.dtype,
+                family=self.family,
+            ),
             prefix=self.prefix,
             name=self.name if label is None else f"{self.name}:{label}",
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from sparvar.scale_plans.adapt import Adapt, graph_bound
+from sparvar.scale_plans.adapt import Adapt
 from sparvar.scale_plans.check.plan_fields import contradictions, printable, ranges
 from sparvar.scale_plans.data import POLICIES, PlanFields
 from sparvar.scale_plans.geometry import kept_share
 from sparvar.scale_plans.presets.kv_compression import kv_lines
+from sparvar.scale_plans.static_plans import graph_bound
 from sparvar.scale_plans.thresholds import keep_count
 from sparvar.scale_plans.work import attention_share
 

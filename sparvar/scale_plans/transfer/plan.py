@@ -13,9 +13,9 @@ from functools import partial
 
 from sparvar.scale_plans.data import CS4AScale, CSLAScale, Provenance, Thresholds
 from sparvar.scale_plans.plan import Plan
-from sparvar.scale_plans.presets.kv_compression import carried_kv
+from sparvar.scale_plans.presets.kv_compression import transfer_kv
 from sparvar.scale_plans.sets import PlanSet, Schedule, schedule_text
-from sparvar.scale_plans.transfer.reductions import carried_reductions
+from sparvar.scale_plans.transfer.reductions import transfer_reductions
 
 Correspondence = Callable[[int], int]
 """From a scale of the target to the scale of the source that stands for it."""
@@ -90,7 +90,7 @@ def transfer(
         note += "; layers became dense, since no scale of this schedule stands for one that was sparse"
     if plan.adapt is not None:
         note += "; the choice by the image was fitted at another schedule and is left out"
-    kv = carried_kv(plan, bare.replace(sink_scales=sinks), source)
+    kv = transfer_kv(plan, bare.replace(sink_scales=sinks), source)
     height, width = grids[-1]
     columns = bare.replace(
         tile=tile,
@@ -103,7 +103,7 @@ def transfer(
     )
     return columns.replace(
         name=f"{plan.name}@{height}x{width}" if name is None else name,
-        **carried_reductions(plan, columns, source),
+        **transfer_reductions(plan, columns, source),
         kv=kv,
         thresholds=_thresholds(plan, bare),
         measured={},
@@ -111,10 +111,10 @@ def transfer(
     )
 
 
-def carried(plan: Plan) -> PlanSet:
+def transferable(plan: Plan) -> PlanSet:
     """A plan, and by rule (`transfer`) those of every other schedule that the model's call names.
 
-    ``sparvar.compile(model, carried(plan))``. Raises `PlanError` where the plan contradicts itself.
+    ``sparvar.compile(model, transferable(plan))``. Raises `PlanError` where the plan contradicts itself.
     """
     rule: Callable[[Schedule], Plan] = partial(transfer, plan)
     return PlanSet.of([plan], rule=rule)

@@ -8,7 +8,7 @@ from typing import Any
 from sparvar.scale_plans.data import PlanFields
 
 
-def carried_reductions(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]) -> dict[str, Any]:
+def transfer_reductions(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]) -> dict[str, Any]:
     """The fields ``pruning`` and ``guidance`` at the schedule of ``bare``.
 
     Scales take the shares of the scales they correspond to. The source of pruning is the latest scale that corresponds
@@ -53,4 +53,4 @@ def _guidance(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]) 
     return {"conditional_from": min(late), "fill": guidance.fill} if late else None
 
 
-__all__ = ["carried_reductions"]
+__all__ = ["transfer_reductions"]

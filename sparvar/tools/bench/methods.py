@@ -15,7 +15,7 @@ from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
 from sparvar.evaluate.memory import live_peak, peak_memory
 from sparvar.evaluate.metrics import Generation, Spread, compare, ratio, timed_generation
-from sparvar.scale_plans import Plan, ScaleWork, dense_plan, find_plan, load_plan
+from sparvar.scale_plans import ModelInfo, Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.bench.demo import compile_blocks
 from sparvar.tools.bench.pair import SOURCE, ImagePair, Pair, pairs
 from sparvar.tools.bench.published_methods import COMPRESSED, SKIPPING, Method, compressed, published
@@ -187,11 +187,13 @@ def base_of(model: Any) -> Plan:
     heads = model.heads
     return dense_plan(
         model.schedule,
-        names,
-        heads=heads,
-        head_dim=model.start.shape[-1] // heads,
-        fingerprint=sparvar.fingerprint(model),
-        family=shipped.model.family if shipped is not None else "",
+        ModelInfo(
+            sites=names,
+            heads=heads,
+            head_dim=model.start.shape[-1] // heads,
+            fingerprint=sparvar.fingerprint(model),
+            family=shipped.model.family if shipped is not None else "",
+        ),
     )
 
 

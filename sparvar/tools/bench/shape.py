@@ -20,7 +20,7 @@ import sparvar
 from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
 from sparvar.evaluate.metrics import Generation
-from sparvar.scale_plans import Plan, Schedule, dense_plan, infinity_schedules
+from sparvar.scale_plans import ModelInfo, Plan, Schedule, dense_plan, infinity_schedules
 from sparvar.tools.bench.methods import Bench, MethodSettings
 from sparvar.tools.bench.pair import Pair, ShapedPair, pairs
 from sparvar.tools.bench.published_methods import SKIPPED
@@ -157,7 +157,9 @@ def _dense(model: ShapedVAR, family: str) -> Plan:
     sites = [f"blocks.{number}.sa" for number in range(model.shape.depth)]
     heads, head_dim = model.shape.heads, model.shape.head_dim
     mark = sparvar.fingerprint(model)
-    return dense_plan(model.schedule, sites, heads=heads, head_dim=head_dim, fingerprint=mark, family=family)
+    return dense_plan(
+        model.schedule, ModelInfo(sites=sites, heads=heads, head_dim=head_dim, fingerprint=mark, family=family)
+    )
 
 
 def _twin(model: ShapedVAR) -> ShapedVAR:

@@ -152,5 +152,5 @@ def table(source: Plan, plan: Plan, found: dict[str, Any]) -> Table:
     seconds, dense = found["seconds_median"], found["dense_seconds_median"]
     psnr, least = found["psnr_db_mean"], found["psnr_db_least"]
     shown.add_row("dense", "-", "-", f"{dense:.2f}", "100 %")
-    shown.add_row("carried", f"{psnr:.1f}", f"{least:.1f}", f"{seconds:.2f}", f"{100 * found['ratio']:.0f} %")
+    shown.add_row("transferable", f"{psnr:.1f}", f"{least:.1f}", f"{seconds:.2f}", f"{100 * found['ratio']:.0f} %")
     return shown
