@@ -18,14 +18,13 @@ from sparvar.artefact.execution.executor import Chain, Timer
 from sparvar.artefact.execution.inputs import Request, requests
 from sparvar.artefact.execution.noise import NumpyNoiseStream, TorchNoiseStream
 from sparvar.artefact.files import check_files, unpack
+from sparvar.artefact.formats import FORMATS
 from sparvar.artefact.golden import golden_run
 from sparvar.artefact.manifest.schema import FormatSpec, Manifest, read_manifest
 from sparvar.artefact.tensors import TensorFile
 from sparvar.artefact.trust import require_trust
 from sparvar.errors import ArtefactError, OptionError, message
 
-RUNTIMES = {"aoti": ("torch",), "onnx": ("numpy", "onnxruntime"), "tensorrt": ("torch", "tensorrt")}
-"""Packages that each format needs, in the order in which formats are tried."""
 KEPT = ("weights/", "constants/", "buffers/")
 
 
@@ -223,17 +222,17 @@ def choose_format(manifest: Manifest, name: str | None) -> str:
                 message(f"format {name}", f"find {', '.join(missing)}", "no such package", "install it")
             )
         return name
-    for each in RUNTIMES:
+    for each in FORMATS:
         if each in manifest.formats and not _missing(each):
             return each
-    needs = "; ".join(f"{each} needs {', '.join(RUNTIMES[each])}" for each in manifest.formats)
+    needs = "; ".join(f"{each} needs {', '.join(FORMATS[each].packages)}" for each in manifest.formats)
     raise ArtefactError(
         message("artefact", "find the packages of one of its formats", "none", f"install them: {needs}")
     )
 
 
 def _missing(name: str) -> list[str]:
-    return [package for package in RUNTIMES[name] if importlib.util.find_spec(package) is None]
+    return [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
 
 
 def opened(path: str | os.PathLike[str]) -> tuple[Manifest, Path, str]:

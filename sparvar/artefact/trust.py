@@ -83,7 +83,7 @@ def require_trust(manifest: Manifest, manifest_sha256: str, format: str, trust: 
     The manifest's checksum stands for its files only where `check_files` has compared them. Formats without native
     code need no trust. Raises `ArtefactError`, with each file and its checksum.
     """
-    native = manifest.formats[format].native_files()
+    native = manifest.formats[format].native_files(format)
     if not native or trust or known(manifest_sha256):
         return
     lines = [f"  {path}  sha256 {manifest.files[path].sha256}" for path in native]

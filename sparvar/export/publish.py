@@ -55,7 +55,7 @@ def readme(manifest: Manifest) -> str:
             " processor may draw another image from the same seed.",
             "",
         ]
-    native = sorted({path for spec in manifest.formats.values() for path in spec.native_files()})
+    native = sorted({path for name, spec in manifest.formats.items() for path in spec.native_files(name)})
     if native:
         lines += [
             "## Native code",

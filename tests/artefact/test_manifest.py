@@ -92,10 +92,10 @@ def test_a_step_with_layers_runs_once_per_layer() -> None:
 
 def test_native_files_are_known() -> None:
     formats = Manifest.loads(json.dumps(document())).formats
-    assert set(formats["aoti"].native_files()) == {
+    assert set(formats["aoti"].native_files("aoti")) == {
         "aoti/begin.pt2", "aoti/block.pt2", "aoti/end.pt2", "native/kernels.so",
     }  # fmt: skip
-    assert formats["onnx"].native_files() == ()
+    assert formats["onnx"].native_files("onnx") == ()
 
 
 @pytest.mark.parametrize(

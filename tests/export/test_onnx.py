@@ -151,7 +151,7 @@ def test_it_verifies_and_states_what_it_needs(exported: Path) -> None:
     more = dataclasses.replace(report, workspace=2 * report.stated_workspace + (64 << 20))
     assert "a generation: must need at most" in more.problems[0]
     spec = read_manifest(exported)[0].formats["onnx"]
-    assert spec.requires == {"onnxruntime": onnx_format.RUNTIME} and not spec.native_files()
+    assert spec.requires == {"onnxruntime": onnx_format.RUNTIME} and not spec.native_files("onnx")
     programs = json.loads((exported / "manifest.json").read_text())["formats"]["onnx"]["programs"]
     assert programs["scale03"]["flops"] < programs["scale03"]["dense_flops"]
 

@@ -139,7 +139,7 @@ def test_one_documented_call_builds_each_engine(
     }
     assert {path.name for path in (tmp_path / "tensorrt").iterdir()} == {f"{name}.engine" for name in made.programs}
     assert spec.device == "cuda" and spec.requires == {"tensorrt": "10.13", "gpu": "sm_90"}
-    assert set(spec.native_files()) == {f"tensorrt/{name}.engine" for name in made.programs}
+    assert set(spec.native_files("tensorrt")) == {f"tensorrt/{name}.engine" for name in made.programs}
     begin = dict(zip(made.programs["begin"].inputs, spec.programs["begin"].inputs, strict=True))
     assert begin["inputs/cfg"].dtype == "float64"  # as callers give it
 

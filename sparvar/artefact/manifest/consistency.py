@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sparvar.artefact.manifest.paths import clashes, native_name
+from sparvar.artefact.formats import FORMATS
 from sparvar.artefact.manifest.schema import (
     CONSTANTS,
     LAYER,
@@ -16,6 +16,7 @@ from sparvar.artefact.manifest.schema import (
     Step,
     TensorSpec,
 )
+from sparvar.artefact.manifest.paths import LIBRARIES, clashes, native_name
 from sparvar.errors import ArtefactError, message
 
 __all__ = ["check_manifest", "check_tensors"]
@@ -40,6 +41,7 @@ def check_manifest(manifest: Manifest, where: str) -> Manifest:
         raise _fail(where, "schedule", "have at least one scale", "none")
     if not manifest.formats:
         raise _fail(where, "formats", "have at least one format", "none")
+    _check_programs(manifest, where)
     _check_files(manifest, where)
     for place, names in (
         ("inputs", [entry.name for entry in manifest.inputs]),
@@ -64,20 +66,42 @@ def _check_once(names: Iterable[str], where: str, place: str) -> None:
         seen.add(name)
 
 
+def _check_programs(manifest: Manifest, where: str) -> None:
+    """Formats must be known, programs end as theirs do, and libraries as libraries, where a format has any.
+
+    What decides which checks a file gets (trust, what an archive may hold) then also shows in its name.
+    """
+    for name, spec in manifest.formats.items():
+        place = f"formats.{name}"
+        if name not in FORMATS:
+            raise _fail(where, place, f"be one of {', '.join(FORMATS)}", repr(name))
+        rules = FORMATS[name]
+        for program, entry in spec.programs.items():
+            if not entry.file.endswith(rules.ending):
+                must = f"end in {rules.ending}, as all programs of this format"
+                raise _fail(where, f"{place}.programs.{program}.file", must, repr(entry.file))
+        if spec.native and not rules.libraries:
+            raise _fail(where, f"{place}.native", "be left out: the format has no libraries", list(spec.native))
+        for index, path in enumerate(spec.native):
+            if not path.endswith(LIBRARIES):
+                raise _fail(where, f"{place}.native[{index}]", f"end in {', '.join(LIBRARIES)}", repr(path))
+
+
 def _check_files(manifest: Manifest, where: str) -> None:
     if clash := clashes([MANIFEST, *manifest.files]):
         raise _fail(where, "files", "name every file once, up to case, and not the manifest", clash)
-    named = [("plan.file", manifest.plan.file), ("golden.file", manifest.golden.file)]
+    named = []
     for name, spec in manifest.formats.items():
         programs = spec.programs.items()
         named += [(f"formats.{name}.programs.{program}.file", entry.file) for program, entry in programs]
         named += [(f"formats.{name}.native[{index}]", path) for index, path in enumerate(spec.native)]
-    for place, path in named:
+    code = {path for _, path in named}
+    data = [("plan.file", manifest.plan.file), ("golden.file", manifest.golden.file)]
+    for place, path in [*data, *named]:
         if path not in manifest.files:
             raise _fail(where, place, "be one of the manifest's files", repr(path))
-    used = {path for _, path in named}
     for path in manifest.files:
-        if native_name(path) and path not in used:
+        if native_name(path) and path not in code:
             raise _fail(where, f'files["{path}"]', "be named by a format: it is native code", "no format that does")
 
 

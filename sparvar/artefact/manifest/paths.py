@@ -6,9 +6,11 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-__all__ = ["NATIVE", "NEVER", "REFUSED", "clashes", "native_name", "path_problem", "refused_name"]
+__all__ = ["LIBRARIES", "NATIVE", "NEVER", "REFUSED", "clashes", "native_name", "path_problem", "refused_name"]
 
-NATIVE = (".so", ".pt2", ".dll", ".dylib", ".engine")
+LIBRARIES = (".so", ".dll", ".dylib")
+"""Endings of shared libraries."""
+NATIVE = (*LIBRARIES, ".pt2", ".engine")
 """Endings of files that hold native code."""
 NEVER = (".pkl", ".pickle", ".pt", ".pth", ".py", ".pyc")
 """Endings of files from which Python code is run; no artefact has any, named or not."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from sparvar.artefact.formats import FORMATS
 from sparvar.artefact.manifest.paths import native_name
 from sparvar.errors import ArtefactError, message
 
@@ -182,9 +183,14 @@ class FormatSpec:
         """Paths of the programs and of the native code, each once."""
         return tuple(dict.fromkeys([*(program.file for program in self.programs.values()), *self.native]))
 
-    def native_files(self) -> tuple[str, ...]:
-        """Those of `files` that hold native code."""
-        return tuple(path for path in self.files() if path in self.native or native_name(path))
+    def native_files(self, format: str) -> tuple[str, ...]:
+        """Those of `files` that hold native code where they are loaded as the format of this name.
+
+        How a file is loaded decides, not what it is called: every program of a format that loads machine code is
+        native. A name that says so counts beside that, and so does a format that is not known.
+        """
+        native = format not in FORMATS or FORMATS[format].native
+        return tuple(path for path in self.files() if native or path in self.native or native_name(path))
 
 
 @dataclass(frozen=True)
