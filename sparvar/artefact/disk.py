@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sparvar.errors import OutputError, message
+from sparvar.private_files import make_folder
 
 __all__ = ["locked", "output_error", "whole"]
 
@@ -53,7 +54,7 @@ def locked(path: Path) -> Iterator[None]:
     where the file cannot be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle = open(path, "ab")  # noqa: SIM115 - closed below, which gives the lock up
     except OSError as error:
         raise output_error(path, error) from error

@@ -119,7 +119,7 @@ class Artefact:
             raise OptionError(message("graphs", "be left out but for aoti on a CUDA device", f"{name} on {kind}"))
         self.engine = _engine(name, device)
         self.engine.check(self.format.requires)
-        self.engine.adopt([folder / each for each in self.format.native])
+        self.engine.adopt({folder / each: manifest.files[each].sha256 for each in self.format.native})
         self.chain = Chain(self.format.steps, KEPT)
         self.tensors = self._tensors()
         # Programs are called by one thread at a time where graphs hold them: what many runners need, no graph may.

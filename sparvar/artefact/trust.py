@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from pathlib import Path
 
 from sparvar import env
 from sparvar.artefact.disk import locked, whole
 from sparvar.artefact.manifest.schema import Manifest
 from sparvar.errors import ArtefactError, message
+from sparvar.private_files import UnsafeFileError, open_private
 
 __all__ = ["known", "remember", "require_trust"]
 
@@ -23,27 +22,18 @@ def _path() -> Path:
 
 
 def _read(path: Path) -> list[str]:
-    """The checksums in the list; none where there is no list. Raises `ArtefactError` where others could have written.
-
-    Checks the open file, not the name, so that nobody can change it in between.
-    """
+    """The checksums in the list; none where there is none. Raises `ArtefactError` where others could have written."""
     remedy = "delete it, and load artefacts made here with --trust"
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with open_private(path) as file:
+            data = file.read()
     except FileNotFoundError:
         return []
+    except UnsafeFileError as error:
+        raise ArtefactError(message(str(path), error.must, error.got, remedy)) from error
     except OSError as error:
         got = error.strerror or str(error)
         raise ArtefactError(message(str(path), "be a readable file and no link", got, remedy)) from error
-    with open(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if hasattr(os, "getuid"):
-            if status.st_uid != os.getuid():
-                raise ArtefactError(message(str(path), "belong to you", f"user {status.st_uid}", remedy))
-            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                mode = oct(stat.S_IMODE(status.st_mode))
-                raise ArtefactError(message(str(path), "be writable for you alone (0o600)", mode, remedy))
-        data = file.read()
     try:
         entries = json.loads(data)
     except (ValueError, RecursionError) as error:

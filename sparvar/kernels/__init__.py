@@ -8,7 +8,14 @@ from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.column_sparse_rows.op import column_sparse_rows
 from sparvar.kernels.column_sums.op import column_sums
 from sparvar.kernels.common.gpu import GpuStatus, gpu_status
-from sparvar.kernels.common.native import NativeStatus, adopt_library, implementation, native_status, sources_digest
+from sparvar.kernels.common.native import (
+    NativeStatus,
+    adopt_library,
+    implementation,
+    native_library,
+    native_status,
+    sources_digest,
+)
 from sparvar.kernels.kv_cache.memory import empty as kv_empty
 from sparvar.kernels.kv_cache.memory import give_back
 from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
@@ -55,6 +62,7 @@ __all__ = [
     "local_columns",
     "map_capacity",
     "map_columns",
+    "native_library",
     "native_status",
     "roofline_seconds",
     "row_mlp",

@@ -64,12 +64,12 @@ class AotiEngine:
             ) from error
         return loader.boxed_run
 
-    def adopt(self, native: Sequence[Path]) -> None:
-        """Load the CPU kernels that came with the artefact, so that nothing is compiled here."""
+    def adopt(self, native: Mapping[Path, str]) -> None:
+        """Load the CPU kernels that came with the artefact, by path and checksum: nothing is compiled here."""
         from sparvar.kernels import adopt_library
 
-        for path in native:
-            adopt_library(path)
+        for path, sha256 in native.items():
+            adopt_library(path, sha256)
 
     def running(self) -> Any:
         """Around a run."""

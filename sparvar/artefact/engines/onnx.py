@@ -84,7 +84,7 @@ class OnnxEngine:
 
         return run
 
-    def adopt(self, native: Sequence[Path]) -> None:
+    def adopt(self, native: Mapping[Path, str]) -> None:
         """There is no native code in ONNX artefacts."""
 
     def running(self) -> Any:

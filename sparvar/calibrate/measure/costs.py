@@ -20,6 +20,7 @@ from torch import Tensor
 from sparvar import env, kernels
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.errors import OutputError
+from sparvar.private_files import make_folder
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.generation import Columns, Session
 from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
@@ -138,7 +139,7 @@ def save(path: Path, table: CostTable) -> None:
 def keep(path: Path, found: Mapping[str, Any]) -> None:
     """Write a file of the cache. Raises `OutputError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path.parent}: {error} (SPARVAR_CACHE_DIR)") from error
     write_whole(path, json.dumps(found, indent=1).encode())

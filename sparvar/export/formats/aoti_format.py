@@ -13,7 +13,7 @@ from sparvar.artefact.manifest.schema import FormatSpec
 from sparvar.export.formats.aoti import compile_all
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.programs import Generation, Recorded, build
-from sparvar.kernels import native_status
+from sparvar.kernels import native_library, native_status
 from sparvar.models import Family
 from sparvar.scale_plans import Plan
 
@@ -44,10 +44,9 @@ def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> 
         shutil.copyfile(package, place / f"{name}.pt2")
     device = made.family.device
     native: tuple[str, ...] = ()
-    status = native_status()
-    if device.type == "cpu" and status.usable:
+    if device.type == "cpu" and native_status().usable:
         (folder / "native").mkdir()
-        shutil.copyfile(status.library, folder / "native" / "kernels.so")
+        (folder / "native" / "kernels.so").write_bytes(native_library())
         native = ("native/kernels.so",)
     return FormatSpec(
         device=device.type,

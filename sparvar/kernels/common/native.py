@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, cast
@@ -24,11 +25,14 @@ import torch
 from sparvar import env
 from sparvar.errors import KernelError, SparvarWarning, message
 from sparvar.kernels.common.gpu import use_triton
+from sparvar.kernels.common.shared_library import load_library
+from sparvar.private_files import UnsafeFileError, code_folder, read_sealed, write_sealed
 
 __all__ = [
     "NativeStatus",
     "adopt_library",
     "implementation",
+    "native_library",
     "native_status",
     "native_symbol",
     "sources_digest",
@@ -51,6 +55,7 @@ FLAGS = (
 )
 # Tried in order: a compiler that rejects the first spelling may know the second; the last always works.
 ARCHITECTURE_FLAGS: tuple[tuple[str, ...], ...] = (("-march=native",), ("-mcpu=native",), ())
+EXPORTED = re.compile(r'visibility\("default"\)\)\)[^;{(]*?\b(sparvar_\w+)\(')
 REMEDY = "install a C++17 compiler (g++ or clang++) or name one in SPARVAR_CXX, or set SPARVAR_CPU_KERNELS=portable"
 
 
@@ -59,7 +64,8 @@ class NativeStatus:
     """What `sparvar doctor` shows of the CPU kernels.
 
     `usable`: compiled kernels are loaded. `reason`: why they are not, else empty. `isa`: avx512, avx2, neon or generic.
-    `implementation`: what an op on the CPU runs, `native` or `portable`.
+    `implementation`: what an op on the CPU runs, `native` or `portable`. `notes`: what the user should know of the
+    cache: that a damaged library was built again, or that the folder is not private and another is used.
     """
 
     usable: bool
@@ -68,14 +74,19 @@ class NativeStatus:
     library: str
     isa: str
     implementation: Implementation
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Loaded:
+    """A library: `data` are its bytes, `path` is where they were read or written."""
+
     library: ctypes.CDLL
+    data: bytes = field(repr=False, compare=False)
     path: Path
     compiler: str
     isa: str
+    notes: tuple[str, ...] = ()
 
 
 _lock = threading.Lock()
@@ -130,19 +141,20 @@ def _run(command: list[str]) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-def _compile(command: list[str], target: Path) -> str:
-    """Compile into `target` through a temporary name. Return the compiler's complaint, empty on success."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
-    os.close(handle)
-    try:
-        code, output = _run([*command, *map(str, _sources()), "-o", temporary])
-        if code == 0:
-            os.replace(temporary, target)
-            return ""
-        return output[-2000:] or f"exit status {code}"
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+def _compile(command: list[str], folder: Path) -> tuple[bytes, str]:
+    """Compile in a private folder. Return the library's bytes, or none and the compiler's complaint."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-") as place:
+        target = Path(place) / "kernels.so"
+        code, output = _run([*command, *map(str, _sources()), "-o", str(target)])
+        if code:
+            return b"", output[-2000:] or f"exit status {code}"
+        return target.read_bytes(), ""
+
+
+@lru_cache(maxsize=1)
+def _exported() -> tuple[str, ...]:
+    """The functions that a library of these sources has."""
+    return tuple(sorted({name for path in _sources() for name in EXPORTED.findall(path.read_text(encoding="utf-8"))}))
 
 
 def _torch_openmp() -> int:
@@ -157,13 +169,26 @@ def _torch_openmp() -> int:
     return 0
 
 
-def _load(path: Path, compiler: str) -> _Loaded:
-    library = ctypes.CDLL(str(path))
+def _load(data: bytes, path: Path, compiler: str, notes: tuple[str, ...] = ()) -> _Loaded:
+    """Load checked bytes, which `path` names. Raises `OSError`, also where a function of these sources is missing."""
+    library = load_library(data, path.name, _exported())
     library.sparvar_use_openmp.restype = None
     library.sparvar_use_openmp.argtypes = [ctypes.c_void_p]
     library.sparvar_use_openmp(_torch_openmp())
     library.sparvar_isa.restype = ctypes.c_char_p
-    return _Loaded(library, path, compiler, library.sparvar_isa().decode())
+    return _Loaded(library, data, path, compiler, library.sparvar_isa().decode(), notes)
+
+
+def _cached(path: Path, compiler: str, notes: tuple[str, ...]) -> tuple[_Loaded | None, str]:
+    """The library that is kept as `path`; none where there is none or it is not usable, and then what is wrong."""
+    try:
+        return _load(read_sealed(path), path, compiler, notes), ""
+    except FileNotFoundError:
+        return None, ""
+    except UnsafeFileError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, message(str(path), "be a library that can be loaded", error)
 
 
 def _build_with(compiler: str) -> tuple[_Loaded | None, str]:
@@ -173,25 +198,28 @@ def _build_with(compiler: str) -> tuple[_Loaded | None, str]:
     code, version = _run([*words, "--version"])
     if code:
         return None, f"{compiler}: {version}"
-    folder = env.cache_dir()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = code_folder()
     except OSError as error:
         return None, f"cache folder: {error} (SPARVAR_CACHE_DIR)"
+    notes = (folder.note,) if folder.note else ()
     complaint = ""
     for architecture in ARCHITECTURE_FLAGS:
         command = [*words, *FLAGS, *architecture]
-        path = folder / f"kernels-{_key(command, version)}.so"
+        path = folder.path / f"kernels-{_key(command, version)}.so"
         try:
             with _locked(path.with_suffix(".lock")):
-                if path.exists():
-                    with contextlib.suppress(OSError, AttributeError):  # damaged: compiled again below
-                        return _load(path, compiler), ""
-                complaint = _compile(command, path)
-                if not complaint:
-                    return _load(path, compiler), ""
-        except (OSError, AttributeError) as error:
-            complaint = str(error)
+                loaded, wrong = _cached(path, compiler, notes)
+                if loaded:
+                    return loaded, ""
+                data, complaint = _compile(command, folder.path)
+                if complaint:
+                    continue  # another spelling of the flags may do
+                write_sealed(path, data)
+            again = (*notes, f"{wrong}; it was built again") if wrong else notes
+            return _load(data, path, compiler, again), ""
+        except OSError as error:  # a library of other flags would be no better
+            return None, f"{compiler}: {error}"
     return None, f"{compiler}: {complaint}"
 
 
@@ -213,6 +241,11 @@ def _warn(reason: str) -> None:
     )
 
 
+@lru_cache(maxsize=8)
+def _warn_of_cache(note: str) -> None:
+    warnings.warn(note, SparvarWarning, stacklevel=4)
+
+
 class _Choice:
     """The loaded library and what it was chosen for; read without a lock on every call."""
 
@@ -232,18 +265,21 @@ def _resolve() -> tuple[_Loaded | None, str]:
     return loaded, reason
 
 
-def adopt_library(path: Path) -> None:
+def adopt_library(path: Path, sha256: str) -> None:
     """Use a library that was compiled from these sources elsewhere, where none is loaded yet: nothing is compiled then.
 
-    Raises `KernelError` if it cannot be loaded.
+    Raises `KernelError` if its bytes do not have the checksum, or cannot be loaded.
     """
     with _lock:
         asked = env.cpu_kernels()
         if _Choice.loaded is not None or asked == "portable":
             return
         try:
-            _Choice.loaded = _load(path, "compiled elsewhere")
-        except (OSError, AttributeError) as error:
+            data = path.read_bytes()
+            if (found := hashlib.sha256(data).hexdigest()) != sha256:
+                raise KernelError(message(str(path), f"have sha256 {sha256[:16]}...", f"{found[:16]}..."))
+            _Choice.loaded = _load(data, path, "compiled elsewhere")
+        except OSError as error:
             raise KernelError(message(str(path), "be a library of CPU kernels", error, REMEDY)) from error
         _Choice.asked = asked
 
@@ -251,10 +287,13 @@ def adopt_library(path: Path) -> None:
 def use_native() -> bool:
     """Return whether ops on the CPU run native code; builds it on the first call.
 
-    Raises `KernelError` where SPARVAR_CPU_KERNELS=native and it cannot be built. With `auto` it warns once.
+    Raises `KernelError` where SPARVAR_CPU_KERNELS=native and it cannot be built. With `auto` it warns once. It also
+    warns once of what is wrong with the cache.
     """
     loaded, reason = _resolve()
     if loaded:
+        for note in loaded.notes:
+            _warn_of_cache(note)
         return True
     asked = env.cpu_kernels()
     if asked == "native":
@@ -288,7 +327,18 @@ def native_status() -> NativeStatus:
     loaded, reason = _resolve()
     if loaded is None:
         return NativeStatus(False, reason, "", "", "", "portable")
-    return NativeStatus(True, "", loaded.compiler, str(loaded.path), loaded.isa, "native")
+    return NativeStatus(True, "", loaded.compiler, str(loaded.path), loaded.isa, "native", loaded.notes)
+
+
+def native_library() -> bytes:
+    """The bytes of the library in use, as they were checked when it was loaded. Raises `KernelError` if there is none.
+
+    Its file may have changed or gone since.
+    """
+    loaded, reason = _resolve()
+    if loaded is None:
+        raise KernelError(message("the CPU kernels", "be compiled", reason, REMEDY))
+    return loaded.data
 
 
 def implementation(device: torch.device | str) -> Implementation:

@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from sparvar import env, kernels
-from sparvar.errors import PlanError, SparvarError
+from sparvar.errors import PlanError, SparvarError, message
 from sparvar.evaluate.machine import PACKAGES, compiler, machine, memory_total, version_of
+from sparvar.private_files import code_folder, not_private
 from sparvar.scale_plans import shipped_plans
 from sparvar.tools.console import FAILED, handled, output, print_json
 from sparvar.zoo import LandscapeWeightsError, landscape
@@ -87,7 +88,8 @@ def _kernels() -> list[Finding]:
         asked = env.cpu_kernels() == "native"
         native = Finding("CPU kernels, native", "broken" if asked else "note", f"not usable: {status.reason}")
     portable = "in use" if status.implementation == "portable" else "usable, not in use"
-    return [native, Finding("CPU kernels, portable", "ok", f"{portable} (torch ops)")]
+    notes = [Finding("CPU kernels, cache", "note", each) for each in status.notes]
+    return [native, *notes, Finding("CPU kernels, portable", "ok", f"{portable} (torch ops)")]
 
 
 def _triton() -> list[Finding]:
@@ -134,6 +136,9 @@ def _plans() -> Finding:
 def _cache() -> Finding:
     folder = env.cache_dir()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if existing == folder and (problem := not_private(os.stat(folder))):
+        remedy = f"compiled code is kept in {code_folder().path} instead: chmod go-w it, or set SPARVAR_CACHE_DIR"
+        return Finding("cache folder", "note", message(str(folder), *problem), remedy)
     if existing.is_dir() and os.access(existing, os.W_OK):
         return Finding("cache folder", "ok", str(folder) + ("" if folder.exists() else " (made when needed)"))
     remedy = "set SPARVAR_CACHE_DIR to a folder that can be written"
