@@ -29,7 +29,8 @@ GpuTune = Literal["pinned", "search"]
 VARIABLES: dict[str, tuple[str, str]] = {
     "SPARVAR_CACHE_DIR": (
         "~/.cache/sparvar",
-        "folder of compiled CPU kernels, unpacked artefacts, the list of artefacts made here",
+        "folder of compiled CPU kernels, unpacked artefacts, the list of artefacts made here; "
+        "code is kept elsewhere where others may write it",
     ),
     "SPARVAR_CPU_KERNELS": (
         "auto",

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import stat
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,8 @@ from sparvar.artefact.disk import locked, output_error, whole
 from sparvar.artefact.manifest.paths import clashes, path_problem, refused_name
 from sparvar.artefact.manifest.schema import LARGEST, MANIFEST, FileSpec, Manifest, read_manifest
 from sparvar.artefact.pickles import refuse_pickles
-from sparvar.errors import ArtefactError, message
+from sparvar.errors import ArtefactError, OutputError, SparvarWarning, message
+from sparvar.private_files import UnsafeFileError, code_folder, make_folder, not_private, tighten
 
 __all__ = ["check_files", "pack", "unpack"]
 
@@ -123,8 +125,9 @@ def pack(folder: Path | str, file: Path | str) -> None:
 def unpack(file: Path | str) -> Path:
     """Return the folder with what a single-file artefact holds, unpacked on first use.
 
-    The folder is ``artefacts/SHA256 OF THE MANIFEST`` in the cache. What is there already is checked as a whole, and
-    unpacked again if it is damaged. Two processes do not unpack at once. The archive may hold plain uncompressed files
+    The folder is ``artefacts/SHA256 OF THE MANIFEST`` in the folder of code (`code_folder`), for native code is loaded
+    from it. What is there already is checked as a whole, and unpacked again if it is damaged or if others can write
+    any of it. Two processes do not unpack at once. The archive may hold plain uncompressed files
     only, under paths that stay inside; those that the manifest does not name are left out.
 
     Raises:
@@ -186,14 +189,17 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], file:
         if path not in manifest.files and path != MANIFEST and refused_name(path):
             must = "be named by the manifest, as all code and all binary files of an artefact"
             raise ArtefactError(message(f"{file}: {path!r}", must, "a file that nobody knows"))
-    folder = env.cache_dir() / "artefacts" / hashlib.sha256(data).hexdigest()
+    above = _unpacked()
+    folder = above / hashlib.sha256(data).hexdigest()
     with locked(folder.with_suffix(".lock")):
         if folder.is_dir():
             with contextlib.suppress(ArtefactError):  # damaged: unpacked again below
+                _check_private(folder)
                 check_files(folder, manifest)
                 return folder
         with _new_folder(folder) as fresh:
             (fresh / MANIFEST).write_bytes(data)
+            (fresh / MANIFEST).chmod(0o600)
             for path, spec in manifest.files.items():
                 with archive.open(entries[path]) as member:
                     found = _extract(member, fresh / path)
@@ -202,11 +208,36 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], file:
     return folder
 
 
+def _unpacked() -> Path:
+    """The folder of unpacked artefacts; warns where it is not in the cache. Raises `OutputError`."""
+    try:
+        place = code_folder()
+        above = place.path / "artefacts"
+        tighten(above)
+    except UnsafeFileError as error:
+        must, remedy = f"have a private folder of artefacts: it must {error.must}", "delete it"
+        raise OutputError(message(str(place.path), must, error.got, remedy)) from error
+    except OSError as error:
+        raise output_error(env.cache_dir() / "artefacts", error) from error
+    if place.note:
+        warnings.warn(place.note, SparvarWarning, stacklevel=4)
+    return above
+
+
+def _check_private(folder: Path) -> None:
+    """Raise `ArtefactError` where others can write a folder or file of an unpacked artefact."""
+    for path in (folder, *folder.rglob("*")):
+        if problem := not_private(path.lstat()):
+            raise ArtefactError(message(str(path), *problem))
+
+
 def _extract(member: IO[bytes], target: Path) -> str:
     """Copy to a new file, return the checksum."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with open(target, "xb") as file:
-        return _sha256(member, file.write)
+        found = _sha256(member, file.write)
+    target.chmod(0o600)  # until now the folder kept others out
+    return found
 
 
 @contextlib.contextmanager
@@ -220,7 +251,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         try:
             _remove(fresh)
-            fresh.mkdir()
+            fresh.mkdir(0o700)
             yield fresh
             _remove(folder)
             os.replace(fresh, folder)

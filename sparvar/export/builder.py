@@ -50,6 +50,7 @@ from sparvar.export.programs import Generation, record_blocks
 from sparvar.export.publish import readme
 from sparvar.models import Family, family_of
 from sparvar.models.fingerprint import fingerprint
+from sparvar.private_files import UnsafeFileError, tighten
 from sparvar.scale_plans import Plan, write_whole
 from sparvar.scale_plans.data import OPTIONAL_FIELDS
 from sparvar.version import __version__
@@ -341,12 +342,15 @@ def _move(folder: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _held(work: Path) -> Iterator[None]:
-    """Hold the place where an export builds, so that two to the same target do not mix."""
+    """Hold the place where an export builds: two to the same target do not mix, and no other user writes there."""
     import fcntl
 
     try:
-        work.mkdir(exist_ok=True)
+        tighten(work)
         handle = (work / "lock").open("w")
+    except UnsafeFileError as error:
+        remedy = "what is compiled there is run: delete it, or name another place"
+        raise OutputError(message(str(work), error.must, error.got, remedy)) from error
     except OSError as error:
         raise OutputError(message(str(work), "be writable", error.strerror or str(error))) from error
     with handle:

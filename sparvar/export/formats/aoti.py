@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +22,10 @@ import torch
 from torch.export import ExportedProgram
 
 import sparvar.kernels
-from sparvar.errors import ArtefactError, message
+from sparvar.errors import ArtefactError, SparvarWarning, message
 from sparvar.export.formats.aoti_worker import settings_of
 from sparvar.export.trace import Program
+from sparvar.private_files import UnsafeFileError, read_sealed
 from sparvar.version import __version__
 
 FULL = os.strerror(errno.ENOSPC)
@@ -66,6 +68,7 @@ def compile_all(
     """Compile every program into ``folder`` and return the packages by program's name.
 
     Packages that are there already, from an attempt that was stopped, are used again: their names hold `program_key`.
+    One that is damaged, or that others could have written, is compiled again, with a warning: it would be run here.
 
     Args:
         programs: by name.
@@ -78,7 +81,7 @@ def compile_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     targets = {name: folder / f"{name}.{program_key(program.exported)}.pt2" for name, program in programs.items()}
-    missing = {name: path for name, path in targets.items() if not path.is_file()}
+    missing = {name: path for name, path in targets.items() if not _usable(path)}
     done, lock = len(targets) - len(missing), threading.Lock()
     jobs = min(jobs or default_jobs(), max(1, len(missing)))
     workers: Queue[_Worker] = Queue()
@@ -111,6 +114,18 @@ def compile_all(
         while not workers.empty():
             workers.get().stop()
     return targets
+
+
+def _usable(path: Path) -> bool:
+    """Whether a package is there, as it was sealed. Warns where it is another."""
+    try:
+        read_sealed(path)
+    except FileNotFoundError:
+        return False
+    except UnsafeFileError as error:
+        warnings.warn(f"{error}; it is compiled again", SparvarWarning, stacklevel=3)
+        return False
+    return True
 
 
 def disk_error(text: str) -> OSError:

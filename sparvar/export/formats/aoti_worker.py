@@ -24,6 +24,7 @@ from torch._inductor.package.package import package_aoti
 from torch.export import ExportedProgram
 
 import sparvar.kernels  # noqa: F401  the programs call its ops
+from sparvar.private_files import seal
 
 WANTED = {
     "aot_inductor.package": True,
@@ -40,7 +41,7 @@ DROPPED = (".cpp",)
 
 
 def compile_program(source: Path, target: Path) -> None:
-    """Compile the exported program in ``source`` into the package ``target``, whole or not at all."""
+    """Compile the exported program in ``source`` into the sealed package ``target``, whole or not at all."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         exported: ExportedProgram = torch.export.load(source)
@@ -54,7 +55,7 @@ def compile_program(source: Path, target: Path) -> None:
         temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
             package_aoti(str(temporary), kept)
-            os.replace(temporary, target)
+            seal(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
 
