@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import sparvar
-from sparvar.artefact import consistency, pack, read_manifest, require_trust, verify
+from sparvar.artefact import pack, read_manifest, require_trust, verify
 from sparvar.artefact.formats import FORMATS
+from sparvar.artefact.manifest import consistency
 from sparvar.artefact.manifest.schema import Manifest
 from sparvar.errors import ArtefactError
 from tests.artefact.factory import document

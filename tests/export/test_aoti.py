@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import OutputError, SparvarWarning
-from sparvar.export.artefact import _held
+from sparvar.export.builder import _held
 from sparvar.export.formats import aoti
 from sparvar.export.formats.aoti_worker import SETTINGS, compile_program, settings_of
 from sparvar.export.trace import Program, export_graph

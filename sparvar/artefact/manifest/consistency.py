@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from sparvar.artefact.formats import FORMATS
+from sparvar.artefact.manifest.paths import LIBRARIES, clashes, native_name
 from sparvar.artefact.manifest.schema import (
     CONSTANTS,
     LAYER,
@@ -16,7 +17,6 @@ from sparvar.artefact.manifest.schema import (
     Step,
     TensorSpec,
 )
-from sparvar.artefact.manifest.paths import LIBRARIES, clashes, native_name
 from sparvar.errors import ArtefactError, message
 
 __all__ = ["check_manifest", "check_tensors"]
