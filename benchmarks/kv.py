@@ -1,6 +1,6 @@
 """The memory curve of KV compression: images against dense ones of the same seed at ever fewer keys, by every method.
 
-``python benchmarks/kv.py --out benchmarks/results/kv-cpu.json --plot docs/kv-compression.png``
+``python benchmarks/kv.py --out benchmarks/results/kv-cpu.json --plot docs/images/kv-compression.png``
 
 The model runs dense attention over what its caches hold, and nothing else is left out. Every result is written as soon
 as it is there; a run that finds the file goes on with what is missing in it.

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 matplotlib.use("Agg")
 RESULT = Path(__file__).parent / "results" / "methods-cpu.json"
-FIGURE = Path(__file__).parents[1] / "docs" / "methods.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "images" / "methods.png"
 OURS = ("sparvar", "mixture")
 
 

@@ -1,4 +1,4 @@
-"""Rooflines of named GPUs: their arithmetic is that of the static table and of docs/kernels-columns.md."""
+"""Rooflines of named GPUs: their arithmetic is that of the static table and of docs/notebook."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_torch_compile_by_name_with_inductor_and_an_image() -> None:
 
 
 def test_the_flash_attn_of_the_docs_computes_what_the_package_does() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "infinity.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "models" / "infinity.md").read_text()
     code = next(block for block in page.split("```python\n") if "flash_attn_varlen" in block).split("```")[0]
     ours: dict[str, Any] = {}
     exec(code, ours)

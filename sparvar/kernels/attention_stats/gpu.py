@@ -112,7 +112,7 @@ KERNELS = (attention_stats_kernel,)
 
 
 def pinned(dim: int, dtype: torch.dtype, hip: bool) -> Block:
-    """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md)."""
+    """Return the configuration that is proven to fit every supported GPU without spills (docs/design/gpu.md)."""
     wide = block_dim(dim) > 128
     if dtype == torch.float32:
         return Block(32, 16 if wide else 32, 8, 2)

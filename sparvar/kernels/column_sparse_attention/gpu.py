@@ -157,7 +157,7 @@ GLUON_VERSIONS = (["3", "6"], ["3", "7"])  # Gluon changes: with others the Trit
 
 
 def pinned(dim: int, dtype: torch.dtype, hip: bool, runs: bool = False) -> Block:
-    """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md).
+    """Return the configuration that is proven to fit every supported GPU without spills (docs/design/gpu.md).
 
     With `runs` both ways of loading are in the loop and want registers: its steps are half as long.
     """

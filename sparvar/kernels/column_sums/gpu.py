@@ -139,7 +139,7 @@ KERNELS = (column_sums_kernel,)
 
 
 def pinned(dim: int, dtype: torch.dtype, hip: bool, hopper: bool = False) -> Block:
-    """Return the configuration that is proven to fit every supported GPU without spills (docs/kernels.md).
+    """Return the configuration that is proven to fit every supported GPU without spills (docs/design/gpu.md).
 
     `hopper`: the one that was fastest on an H100.
     """

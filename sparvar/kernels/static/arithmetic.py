@@ -29,7 +29,7 @@ STATS_SHARE = MATRIX_SHARE / 1.15
 GATHER_SHARE = MATRIX_SHARE * 0.65
 """With gathered keys: Chipmunk's authors report 9.3x at 93 % sparsity on an H100, 65 % of the ideal."""
 
-# Warp instructions on sm_90, rounded from those counted in docs/kernels-columns.md. A step of the search is 46 and two
+# Warp instructions on sm_90, rounded from docs/notebook (column lists, counted). A step of the search is 46 and two
 # for each key of a thread; a step of the compaction was 257 to 314.
 SELECT_STEPS, SELECT_STEP, SELECT_KEY, SELECT_CHUNK, SELECT_FIXED = 20, 46, 2, 300, 400
 MARK = 360

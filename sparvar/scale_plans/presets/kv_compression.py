@@ -11,7 +11,7 @@ from sparvar.scale_plans.data import PlanFields
 from sparvar.scale_plans.kv_cache import KVCompression
 
 QUERIES = 64
-"""Observation queries of plans made here. ScaleKV has 16; docs/design.md says what they cost."""
+"""Observation queries of plans made here. ScaleKV has 16; docs/notebook has a page on what they cost."""
 
 
 def drafters(selectivity: Sequence[Mapping[int, float]], count: int) -> list[int]:
