@@ -120,8 +120,11 @@ class PlanFields(Record):
     sink_scales: int
     """Sinks are the prefix and all tokens of scales 1..sink_scales."""
     decision_scale: int | None = None
+    """The scale at which cs4a layers choose their columns; null where no layer is cs4a."""
     index_map: Literal["identity", "relative", "footprint"] = "relative"
+    """How columns of the decision scale become columns of a later one."""
     output_correction: bool = False
+    """Whether dense minus sparse output of the decision scale is added at later scales."""
     column_sum_stride: int = 1
     """Every how many queries of a tile, in both axes, the column sums look at."""
     layers: tuple[str, ...]
