@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format train bench clean
+.PHONY: help demo test lint format docs train bench clean
 
 help: ## List the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ lint: $(VENV)/.installed-dev ## Run ruff (rules and format) and mypy.
 format: $(VENV)/.installed-dev ## Rewrite the sources in the project's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs ## Build the documentation's site in build/site; a broken link fails. Needs Python 3.11.
+	$(BIN)/python docs/build_site.py
 
 # By default glibc gives every large tensor back to the system and faults it in again at each step; these settings
 # keep the memory in the process.
