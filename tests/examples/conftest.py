@@ -1,0 +1,5 @@
+"""The small model that the command's tests use."""
+
+from tests.tools.conftest import tiny
+
+__all__ = ["tiny"]
