@@ -7,6 +7,7 @@ files below ``files`` and the links changed. Python sources become pages; everyt
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -74,6 +75,8 @@ def copied(source: Path, place: Path) -> None:
 
 
 def main() -> None:
+    if importlib.util.find_spec("zensical") is None:
+        raise SystemExit("zensical: must be installed, got no such package; pip install '.[docs]' (Python 3.11 or later)")
     stage(STAGE / "pages")
     shutil.copy(DOCS / "zensical.toml", STAGE)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
