@@ -76,7 +76,7 @@ def copied(source: Path, place: Path) -> None:
 
 def main() -> None:
     if importlib.util.find_spec("zensical") is None:
-        raise SystemExit("zensical: must be installed, got no such package; pip install '.[docs]' (Python 3.11 or later)")
+        raise SystemExit("zensical: must be installed, got no such package; pip install '.[docs]' (Python >= 3.11)")
     stage(STAGE / "pages")
     shutil.copy(DOCS / "zensical.toml", STAGE)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]

@@ -1,7 +1,7 @@
 """A whole plan, run slowly on the landscape model: every key in its place, and masks for what is not attended to.
 
 Keys that pruning or KV compression removed are false in a mask over whole grids; lists of columns are masks, too. How
-passes meet at a site is written here once more from docs/design/runtime.md, and not taken from the runtime: keys keep their
+passes meet at a site is written here once more from docs/design, and not taken from the runtime: keys keep their
 places, a list is mapped first and intersected with what exists afterwards. Lists are mapped by the ops' set-based
 references, which tests/kernels prove.
 """
