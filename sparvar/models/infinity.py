@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -170,7 +171,7 @@ class InfinityFamily(Family):
         compiled = [module.fused_norm_func for module in fused]
         names.update((name, replaced[name]) for name in kept)
         for module, function in zip(fused, compiled, strict=True):
-            module.fused_norm_func = getattr(function, "_torchdynamo_orig_callable", function)
+            module.fused_norm_func = inspect.unwrap(function)
         try:
             yield
         finally:

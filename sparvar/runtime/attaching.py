@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from sparvar.kernels import kv_release
+from sparvar.kernels.common.torch_compat import original_module
 from sparvar.models.declared_schedule import bound_arguments, declared_schedule, parameters_of
 from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
@@ -64,13 +65,13 @@ def _short_plan(attachment: Attachment, schedule: Schedule | None) -> Plan | Non
 
 def attachment_of(model: nn.Module) -> Attachment | None:
     """The attachment of a model, or of the model inside a ``torch.compile`` wrapper, or None."""
-    inner = getattr(model, "_orig_mod", model)
+    inner = original_module(model)
     return inner.__dict__.get(_ATTRIBUTE)
 
 
 def detach(model: nn.Module) -> None:
     """Give the model its own forwards back, and memory kept for its next generation back to the system."""
-    inner = getattr(model, "_orig_mod", model)
+    inner = original_module(model)
     attachment = inner.__dict__.pop(_ATTRIBUTE, None)
     if attachment is not None:
         remove_wrappers(attachment)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError, message
+from sparvar.kernels.common.torch_compat import original_module
 from sparvar.models import Call
 from sparvar.models.base import State
 from sparvar.models.declared_schedule import bound_arguments, parameters_of
@@ -41,7 +42,7 @@ def collaborate(large: nn.Module, small: nn.Module, handover: int = 8) -> Callab
             schedules differ.
         OptionError: ``handover`` is below 1, or, at a call, not below the number of scales.
     """
-    inner_large, inner_small = (getattr(model, "_orig_mod", model) for model in (large, small))
+    inner_large, inner_small = (original_module(model) for model in (large, small))
     if isinstance(handover, bool) or not isinstance(handover, int) or handover < 1:
         raise OptionError(message("handover", "be a scale, 1 or above", handover))
     methods = [_method(model) for model in (inner_large, inner_small)]

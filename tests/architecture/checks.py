@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "sparvar.options",
         "sparvar.scale_plans",
         "sparvar.kernels",
+        "sparvar.kernels.common.torch_compat",
         "sparvar.models.*",
         "sparvar.passes.*",
         "sparvar.runtime.*",
@@ -47,6 +48,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "sparvar.backend",
         "sparvar.compiler.find_sites",
         "sparvar.kernels",
+        "sparvar.kernels.common.torch_compat",
         "sparvar.scale_plans",
         "sparvar.runtime.*",
         "sparvar.models.*",
@@ -264,3 +266,122 @@ def length_problems(root: Path) -> list[str]:
                 must = f"must have fewer than {MAX_LINES} lines, got {lines}; split it by subject"
                 problems.append(f"{path.relative_to(root)}: {must}")
     return problems
+
+
+COMPATIBILITY = (
+    "sparvar.artefact.engines.torch_compat",
+    "sparvar.compiler.torch_compat",
+    "sparvar.kernels.common.torch_compat",
+)
+"""Modules in which private names of torch and Triton may stand, one for each concern."""
+LIBRARIES = ("torch", "triton")
+NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
+_BY_NAME = {"getattr", "setattr", "hasattr", "delattr"}
+
+
+def _private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith(("__", "_sparvar"))
+
+
+def _defined(tree: ast.AST) -> set[str]:
+    """Private names that a module defines itself: functions, classes, variables, attributes of ``self``."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+    return {name for name in found if _private(name)}
+
+
+def _chain(node: ast.Attribute, bound: dict[str, str]) -> list[str]:
+    """The parts of ``a.b.c``; a name bound by an import stands for what was imported, any other expression for "?"."""
+    parts, value = [node.attr], node.value
+    while isinstance(value, ast.Attribute):
+        parts.append(value.attr)
+        value = value.value
+    root = bound.get(value.id, value.id) if isinstance(value, ast.Name) else "?"
+    return [*root.split("."), *reversed(parts)]
+
+
+def _is_librarys(parts: list[str]) -> bool:
+    """Whether a dotted name has a private component of torch or Triton: ``torch._C``, ``self.torch._C``."""
+    roots = [place for place, part in enumerate(parts) if part in LIBRARIES]
+    return bool(roots) and any(_private(part) for part in parts[roots[0] :])
+
+
+def private_names(path: Path, own: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every private name of torch or Triton in a file.
+
+    Those are imports and attributes below the packages, attributes of any object that nothing of ``own``, the private
+    names that sparvar itself defines, explains, and both as strings for `getattr` and its like and `import_module`.
+    """
+    tree = _parse(path)
+    bound: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, alias.asname) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [(f"{node.module}.{alias.name}", alias.asname or alias.name) for alias in node.names]
+        else:
+            continue
+        for name, local in names:
+            if name.split(".")[0] in LIBRARIES:
+                bound |= {local: name} if local else {}
+                if _is_librarys(name.split(".")):
+                    yield node.lineno, name
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in inner:
+            parts = _chain(node, bound)
+            foreign = [part for part in parts[1:] if _private(part) and part not in own | NAMED_TUPLE]
+            if _is_librarys(parts) or (foreign and parts[0] not in ("self", "cls", "sparvar")):
+                yield node.lineno, ".".join(parts)
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func).split(".")[-1]
+            texts = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            for text in texts[:1]:
+                if called == "import_module" and _is_librarys(text.split(".")):
+                    yield node.lineno, text
+                if called in _BY_NAME and _private(text) and text not in own:
+                    yield node.lineno, text
+
+
+def own_names(root: Path) -> set[str]:
+    """Private names that the package itself defines."""
+    return set().union(*(_defined(_parse(path)) for path in modules(root).values()))
+
+
+def private_name_problems(root: Path) -> list[str]:
+    """Private names of torch or Triton outside the modules that keep them in one place."""
+    own = own_names(root)
+    return [
+        f"{path.relative_to(root)}:{line}: {name} is a private name of torch or triton, which another version moves; "
+        f"give it a function in {' or '.join(COMPATIBILITY[1:])}, and a test beside the others of that module"
+        for name, path in modules(root).items()
+        if name not in COMPATIBILITY
+        for line, name in private_names(path, own)
+    ]
+
+
+DEFINES = ("custom_op", "define", "impl", "register_fake", "register_kernel", "triton_op", "Library")
+"""What of `torch.library` defines an op or says what one returns."""
+
+
+def op_modules(root: Path) -> set[str]:
+    """Modules that define an op of torch: by `torch.library`, or by ``define`` of our own on top of it."""
+    found = set()
+    for name, path in modules(root).items():
+        tree = _parse(path)
+        ours = any(
+            isinstance(node, ast.ImportFrom)
+            and node.module == "sparvar.kernels.common.library"
+            and any(alias.name == "define" for alias in node.names)
+            for node in ast.walk(tree)
+        )
+        used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        if ours or used & {f"torch.library.{each}" for each in DEFINES}:
+            found.add(name)
+    return found

@@ -52,17 +52,15 @@ class AotiEngine:
 
     def program(self, path: Path, runners: int) -> Any:
         """A loaded package; ``runners`` calls may run at once."""
-        # The loader that torch offers in Python also reads pickled extras of an archive; this one reads native code
-        # and JSON alone.
-        index = -1 if self.device.type == "cpu" else (self.device.index or 0)
+        from sparvar.artefact.engines.torch_compat import package_runner
+
         try:
-            loader = self.torch._C._aoti.AOTIModelPackageLoader(str(path), "model", runners == 1, runners, index)
+            return package_runner(path, runners, self.device)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ArtefactError(
                 message(f"program {path.name}", "be a package that torch can load", reason, "export it again")
             ) from error
-        return loader.boxed_run
 
     def adopt(self, native: Mapping[Path, str]) -> None:
         """Load the CPU kernels that came with the artefact, by path and checksum: nothing is compiled here."""

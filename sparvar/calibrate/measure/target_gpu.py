@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.calibrate.measure.costs import SHARES, CostTable
 from sparvar.compiler.find_sites import find_candidates
 from sparvar.kernels import Gpu, SiteWork, Work, gpu_fit, map_capacity, roofline_seconds
+from sparvar.kernels.common.torch_compat import flop_counter
 from sparvar.scale_plans import Plan
 
 TARGET_DTYPE = torch.bfloat16
@@ -53,8 +53,7 @@ class _Outside:
     """Counts FLOPs, without those of attention between a site's own entry and exit."""
 
     def __init__(self, sites: list[nn.Module]) -> None:
-        cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        self._counter = FlopCounterMode(display=False, custom_mapping={cpu: _sdpa})
+        self._counter = flop_counter()
         self._sites = sites
         self._inside: list[bool] = []
         self._since: dict[str, int] = {}
@@ -100,11 +99,6 @@ class _Outside:
     def _leave(self, *_: object) -> None:
         self._settle()
         self._inside.pop()
-
-
-def _sdpa(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
-    found: int = sdpa_flop_count(query, key, value)
-    return found
 
 
 def target_costs(

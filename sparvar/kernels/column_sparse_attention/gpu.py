@@ -27,6 +27,7 @@ from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.geometry import tile_count
 from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.library import launchable
+from sparvar.kernels.common.torch_compat import GLUON_VERSIONS
 
 __all__ = ["KERNELS", "candidates", "pinned", "run"]
 
@@ -153,7 +154,6 @@ def column_sparse_kernel(
 
 
 KERNELS = (column_sparse_kernel, check_lists_kernel)
-GLUON_VERSIONS = (["3", "6"], ["3", "7"])  # Gluon changes: with others the Triton kernel runs
 
 
 def pinned(dim: int, dtype: torch.dtype, hip: bool, runs: bool = False) -> Block:

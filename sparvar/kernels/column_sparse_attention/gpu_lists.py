@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparvar.kernels.common.launch import launch
+from sparvar.kernels.common.torch_compat import assert_on_device
 
 __all__ = ["assert_good", "check_lists", "check_lists_kernel", "flag"]
 
@@ -69,7 +70,7 @@ def flag(device: torch.device) -> Tensor:
 
 def assert_good(good: Tensor) -> None:
     """Assert on the device that `good` [1] is not 0; the host does not wait."""
-    torch._assert_async(good, MESSAGE)
+    assert_on_device(good, MESSAGE)
 
 
 def check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:

@@ -23,10 +23,11 @@ from sparvar.kernels.column_sparse_attention.hopper_load import count_of, place,
 from sparvar.kernels.common.binding import list_strides
 from sparvar.kernels.common.blocks import LOG2E, operand
 from sparvar.kernels.common.geometry import tile_count
+from sparvar.kernels.common.torch_compat import gluon_barrier
 
 BLOCK_N, STAGES = 64, 5
 
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7 and before
+_barrier = gluon_barrier()
 
 
 @gluon.jit

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparvar.kernels.common.checks import attention_output, fail
 from sparvar.kernels.common.geometry import tile_rectangles
+from sparvar.kernels.common.torch_compat import assert_on_device
 
 __all__ = ["run"]
 
@@ -25,7 +26,7 @@ def _check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:
                 where = (~good).nonzero()[0].tolist()
                 raise fail(subject, must, f"something else at {where}")
         else:  # without waiting for the device
-            torch._assert_async(good.all(), f"{subject}: must {must}")
+            assert_on_device(good.all(), f"{subject}: must {must}")
 
 
 def run(

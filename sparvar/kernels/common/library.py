@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparvar.kernels.common.torch_compat import decomposes_triton_ops, functional_mode, is_traced, name_kernels
+
 __all__ = ["NAMESPACE", "define", "launchable"]
 
 NAMESPACE = "sparvar"
@@ -45,25 +47,19 @@ def define(
 
 def launchable(kernel: Any, sample: Tensor) -> Any:
     """Return what `[grid](...)` launches: `kernel`, or its recordable form while `sample`, an operand, is traced."""
-    from torch._subclasses.fake_tensor import FakeTensor
-    from torch._subclasses.functional_tensor import FunctionalTensor
-
-    traced = isinstance(sample, FakeTensor | FunctionalTensor)
-    return torch.library.wrap_triton(kernel) if traced else kernel  # recording an untraced call costs a millisecond
+    # Recording a call that is not traced costs a millisecond.
+    return torch.library.wrap_triton(kernel) if is_traced(sample) else kernel
 
 
 def _decompose_for(qualified: str, run: Callable[..., Any], gpu: Callable[..., ModuleType | None]) -> None:
-    from torch._subclasses.functional_tensor import FunctionalTensorMode
-
     def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # torch.export keeps ops whole: an exported program must not hold Triton source. Inductor decomposes it later.
-        whole = not torch._functorch.config.decompose_custom_triton_ops
-        if whole or gpu(*args, **kwargs) is None:
+        if not decomposes_triton_ops() or gpu(*args, **kwargs) is None:
             return mode.__torch_dispatch__(op, types, args, kwargs)
         with mode:
             return run(*args, **kwargs)
 
-    torch.library.register_torch_dispatch(qualified, FunctionalTensorMode, rule, lib=_LIBRARY)
+    torch.library.register_torch_dispatch(qualified, functional_mode(), rule, lib=_LIBRARY)
 
 
 def _with_cache_key(
@@ -76,10 +72,8 @@ def _with_cache_key(
     """
 
     def named(*args: Any, **kwargs: Any) -> Any:
-        from torch._library.triton import triton_ops_to_kernels
-
         module = gpu(*args, **kwargs)
-        triton_ops_to_kernels[qualified] = list(module.KERNELS) if module is not None else []
+        name_kernels(qualified, module.KERNELS if module is not None else ())
         return fake(*args, **kwargs)
 
     return named

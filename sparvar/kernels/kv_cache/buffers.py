@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sparvar.kernels.common.checks import fail
+from sparvar.kernels.common.torch_compat import storage_address, storage_at
 from sparvar.kernels.kv_cache import memory
 
 __all__ = ["adopt", "buffer_shape", "extend", "live_buffers", "row_strides"]
@@ -36,7 +37,7 @@ class _Buffer:
 
     def open(self) -> Tensor | None:
         """Return the whole buffer as a tensor, or None if nobody holds it any more."""
-        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        storage = storage_at(self.storage.cdata)
         if storage is None:
             return None
         return _tensor_of(storage, self.dtype, self.device, self.shape, row_strides(self.shape))
@@ -82,7 +83,7 @@ def _register(
     buffer = _Buffer(next(_numbers), StorageWeakRef(whole.untyped_storage()), shape, dim, dtype, device, used)
     for address in [address for address, old in _by_storage.items() if old.storage.expired()]:
         del _by_serial[_by_storage.pop(address).serial]
-    _by_storage[whole.untyped_storage()._cdata] = buffer
+    _by_storage[storage_address(whole.untyped_storage())] = buffer
     _by_serial[buffer.serial] = buffer
     return buffer, whole
 
@@ -106,7 +107,7 @@ def adopt(previous: Tensor, capacity: int, dim: int) -> tuple[int, int, Tensor]:
     new one with a copy. The caller keeps the buffer alive until `extend`.
     """
     with _lock:
-        buffer = _by_storage.get(previous.untyped_storage()._cdata)
+        buffer = _by_storage.get(storage_address(previous.untyped_storage()))
         whole = buffer.open() if buffer is not None and _is_tail(previous, buffer, capacity, dim) else None
         fresh = buffer is None or whole is None
         if buffer is None or whole is None:

@@ -13,6 +13,7 @@ from sparvar import env
 from sparvar.kernels.common.columns import Schedule, mask_boxes, window_boxes
 from sparvar.kernels.common.geometry import scale_offsets
 from sparvar.kernels.common.launch import launch
+from sparvar.kernels.common.torch_compat import assert_on_device
 from sparvar.kernels.map_columns.gpu_kernels import compact_kernel, gather_kernel, mark_kernel, spread_kernel
 from sparvar.kernels.map_columns.spans import key_spans, source_tiles, windows_of
 
@@ -149,7 +150,7 @@ def run(
         )
     must = f"counts: must be from 1 to {kept}; indices: must name keys that exist, 0 to {len(tables.spans) - 1}"
     if env.gpu_checks():
-        torch._assert_async(valid.view(torch.bool), must)
+        assert_on_device(valid.view(torch.bool), must)
     return out, out_counts
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.columns import Schedule, mask_boxes, mask_to_lists, window_boxes
 from sparvar.kernels.common.geometry import scale_offsets
+from sparvar.kernels.common.torch_compat import assert_on_device
 from sparvar.kernels.map_columns.spans import key_spans, source_tiles, windows_of
 
 __all__ = ["run"]
@@ -22,7 +23,7 @@ def _check_lists(used: Tensor, indices: Tensor, counts: Tensor, keys: int) -> No
             if not bool(good.all()):
                 raise fail(subject, must, f"something else at {(~good).nonzero()[0].tolist()}")
         else:  # without waiting for the device
-            torch._assert_async(good.all(), f"{subject}: must {must}")
+            assert_on_device(good.all(), f"{subject}: must {must}")
 
 
 def run(

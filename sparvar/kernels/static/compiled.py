@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sparvar.errors import KernelError, message
+from sparvar.kernels.common.torch_compat import gluon_source
 from sparvar.kernels.static.arithmetic import ELEMENTS, step_arithmetic
 from sparvar.kernels.static.cases import LISTS, StaticCase
 from sparvar.kernels.static.targets import GPUS, TARGETS, Target
@@ -115,7 +116,6 @@ def _build_hopper(case: StaticCase) -> tuple[Any, dict[str, int]]:
     """`_build` of the Gluon kernel of `column_sparse_attention`: four warps for each 64 queries, four to load."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.experimental.gluon._runtime import GluonASTSource
 
     from sparvar.kernels.column_sparse_attention import hopper
 
@@ -134,7 +134,7 @@ def _build_hopper(case: StaticCase) -> tuple[Any, dict[str, int]]:
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
     target = TARGETS[case.target]
     compiled = triton.compile(
-        GluonASTSource(kernel, signature, constants, aligned),
+        gluon_source(kernel, signature, constants, aligned),
         target=GPUTarget(target.backend, target.arch, target.warp),
         options={"num_warps": 4},
     )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from sparvar.kernels import row_mlp_rows
+from sparvar.kernels.common.torch_compat import silu_functions
 from sparvar.passes.base import GraphContext, Outcome
 from sparvar.passes.capture import example
 
@@ -22,16 +23,16 @@ LEAST_CHUNKS = 2
 def _activation(node: fx.Node) -> str | None:
     if node.op != "call_function":
         return None
-    if node.target in (F.gelu, torch._C._nn.gelu):
+    if node.target is F.gelu:
         approximate = node.kwargs.get("approximate", node.args[1] if len(node.args) > 1 else "none")
         return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(approximate))
-    if node.target in (F.silu, torch._C._nn.silu):
+    if node.target in silu_functions():
         return "silu"
     return "relu" if node.target in (F.relu, torch.relu) else None
 
 
 def _is_linear(node: object) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in (F.linear, torch._C._nn.linear)
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is F.linear
 
 
 def _parts(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
