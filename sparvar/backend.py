@@ -1,20 +1,18 @@
-"""The ``torch.compile`` entry point: the one place that wires the stages together."""
+"""Attach sparvar to a model: resolve its plans, select its sites, and put compiled graphs in their place."""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch._dynamo.eval_frame import OptimizedModule
+from torch import nn
 
-from sparvar.compiler.compiled_sites import SiteGraphs, inner_compile, site_graphs, unwrap_error
+from sparvar.compiler.compiled_sites import SiteGraphs, site_graphs, unwrap_error
 from sparvar.compiler.resolve_plan import resolve_plan
 from sparvar.compiler.select_sites import blocks_around, select_sites
-from sparvar.compiler.torch_compat import fold_numpy
+from sparvar.compiler.torch_compat import is_compiled
 from sparvar.errors import CaptureError, OptionError, PlanError, message
 from sparvar.options import Options, PlanSource
 from sparvar.runtime.attaching import attach, attachment_of, detach
@@ -35,17 +33,16 @@ def compile(model: nn.Module, plan: PlanSource = "auto", **options: Any) -> nn.M
         OptionError: an option is unknown or has a wrong value.
         CaptureError: the model has no attention, or is compiled already.
     """
-    return _attach(model, Options.of({"plan": plan, **options}))
+    return attach_model(model, Options.of({"plan": plan, **options}))
 
 
-def _attach(model: nn.Module, options: Options) -> nn.Module:
+def attach_model(model: nn.Module, options: Options) -> nn.Module:
+    """`compile` with options that are checked."""
     if not isinstance(model, nn.Module):
         raise OptionError(
             message("model", "be a torch.nn.Module", type(model).__name__, "pass the model, not a method")
         )
-    if isinstance(model, OptimizedModule) or any(
-        isinstance(module, OptimizedModule) or module._compiled_call_impl is not None for module in model.modules()
-    ):
+    if any(is_compiled(module) for module in model.modules()):
         raise CaptureError(
             message(
                 f"model {type(model).__name__}",
@@ -111,74 +108,12 @@ def _check_placement(model: nn.Module) -> None:
         )
 
 
-def sparvar_backend(
-    module: fx.GraphModule,
-    inputs: Sequence[Tensor],
-    *,
-    options: Mapping[str, Any] | None = None,
-    mode: str | None = None,
-) -> Callable[..., Any]:
-    """Compile a graph that is not part of a site: with the inner compiler, unchanged.
-
-    ``torch.compile(model, backend="sparvar")`` attaches to the model's sites when it builds its
-    wrapper; what Dynamo hands to this function afterwards is the rest of the model.
-    """
-    if mode is not None:
-        raise OptionError(message("mode", "not be given with backend='sparvar'", repr(mode), "use options={...}"))
-    chosen = Options.of(options)
-    return inner_compile(module, inputs, chosen.inner)
+def __getattr__(name: str) -> Any:
+    # Entry points of earlier installs, and callers that pass the function, name it here. Loading its module makes
+    # torch.compile attach, which importing this one must not.
+    if name == "sparvar_backend":
+        return import_module("sparvar.torch_entry").sparvar_backend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
 
-def _compiler_of(context: Any) -> Any:
-    """What ``torch.compile`` wrapped around our entry point, found below Dynamo's own wrappers, or None."""
-    seen = getattr(context, "callback", None)
-    while seen is not None:
-        if getattr(seen, "compiler_fn", None) is sparvar_backend:
-            return seen
-        seen = getattr(seen, "_torchdynamo_orig_backend", None) or getattr(seen, "compiler_fn", None)
-    return None
-
-
-def _install_hook() -> None:
-    """Attach when ``torch.compile(model, backend="sparvar")`` builds its wrapper module.
-
-    The entry point is loaded before that wrapper is built.  The generation method of a VAR model is
-    not ``forward``, so compiling ``forward`` alone would change nothing without a sound.
-
-    Raises:
-        CaptureError: this torch builds its wrapper in another way, so that the hook would not be called.
-    """
-    original = OptimizedModule.__init__
-    if getattr(original, "_sparvar_hook", False):
-        return
-    names = list(inspect.signature(original).parameters)
-    if names[:3] != ["self", "mod", "dynamo_ctx"]:
-        raise CaptureError(
-            message(
-                f"torch {torch.__version__}",
-                "build OptimizedModule from (mod, dynamo_ctx), as torch 2.11 to 2.13 do",
-                f"({', '.join(names[1:])})",
-                "install a torch version of constraints.txt, or a newer sparvar",
-            )
-        )
-
-    @functools.wraps(original)
-    def init(self: OptimizedModule, mod: nn.Module, dynamo_ctx: Any) -> None:
-        wrapper = _compiler_of(dynamo_ctx)
-        if wrapper is not None:
-            kwargs = getattr(wrapper, "kwargs", {})
-            if "mode" in kwargs:
-                raise OptionError(
-                    message("mode", "not be given with backend='sparvar'", repr(kwargs["mode"]), "use options={...}")
-                )
-            _attach(mod, Options.of(kwargs.get("options")))
-        original(self, mod, dynamo_ctx)
-
-    init._sparvar_hook = True  # type: ignore[attr-defined]
-    OptimizedModule.__init__ = init  # type: ignore[method-assign]
-
-
-_install_hook()
-fold_numpy()
-
-__all__ = ["attachment_of", "compile", "detach", "reset", "resolve_plan", "sparvar_backend"]
+__all__ = ["attach_model", "attachment_of", "compile", "detach", "reset", "resolve_plan"]

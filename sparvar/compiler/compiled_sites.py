@@ -3,60 +3,33 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch._dynamo as dynamo
 from torch import Tensor, fx
 
+from sparvar.compiler.inductor_cache import post_pass
+from sparvar.compiler.torch_compat import (
+    compile_graph,
+    compile_with_limit,
+    exceeds_limit,
+    recompile_limits,
+    unsupported,
+)
 from sparvar.errors import CaptureError, GraphBreakError, SparvarError, message
-from sparvar.passes import PASSES, GraphContext, Report, run_passes, uuid
+from sparvar.passes import GraphContext, Report, run_passes
 from sparvar.runtime.context import current
-from sparvar.version import __version__
-
-VARIANTS = 32
-"""Models, batch sizes and dtypes of one schedule that a process may use before Dynamo's limit is in the way."""
 
 
 def inner_compile(module: fx.GraphModule, inputs: Sequence[Tensor], inner: str) -> Callable[..., Any]:
-    if inner == "eager":
-        return module.forward
-    from torch._inductor.compile_fx import compile_fx
-
-    compiled: Any = compile_fx(module, list(inputs), config_patches={"post_grad_custom_post_pass": _cache_key()})
-    return compiled
-
-
-@functools.cache
-def _cache_key() -> Any:
-    """A pass that does nothing but put our version into the key of Inductor's on-disk cache.
-
-    The key holds the names of custom ops and not what their fakes return, so that without it a graph
-    cached by another version would be found and would assert other shapes or strides.
-    """
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-
-    contracts = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*op*.py")):
-        contracts.update(file.read_bytes())
-    mark = f"sparvar-{__version__}-{uuid(PASSES)}-{contracts.hexdigest()[:16]}"
-
-    class CacheKey(CustomGraphPass):
-        def __call__(self, graph: fx.Graph) -> None:
-            return None
-
-        def uuid(self) -> str:
-            return mark
-
-    return CacheKey()
+    """Compile a graph with the inner compiler: ``eager`` runs it as it is, ``inductor`` generates code."""
+    return module.forward if inner == "eager" else compile_graph(module, inputs, post_pass())
 
 
 class SiteCompiler:
-    """Dynamo backend of sites for one kind."""
+    """Dynamo backend of the sites of one kind: passes rewrite the captured graph, the inner compiler compiles it."""
 
     def __init__(self, kind: str, graphs: SiteGraphs) -> None:
         self.kind, self.graphs = kind, graphs
@@ -100,23 +73,24 @@ class SiteGraphs:
         self.forward, self.inner, self.strict, self.dump = forward, inner, strict, dump
         self.reports: list[Report] = []
         self.variants: set[object] = set()
-        self._compiled: dict[tuple[str, int, tuple[int, int] | None], Callable[..., Any]] = {}
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, VARIANTS)
+        self._limit = recompile_limits()["recompile_limit"]
+        self._copies: dict[_Key, tuple[Callable[..., Any], SiteCompiler]] = {}
+        self._compiled: dict[_Key, Callable[..., Any]] = {}
 
     def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:
         """The compiled forward of ``kind`` at ``scale``; nothing is compiled before it is called.
 
         ``lengths`` are those of a compressed cache, see `Session.lengths`; None where caches are whole.
         """
-        found = self._compiled.get((kind, scale, lengths))
+        key = kind, scale, lengths
+        found = self._compiled.get(key)
         if found is None:
-            made = torch.compile(
-                copy_of(self.forward), backend=SiteCompiler(kind, self), dynamic=False, fullgraph=self.strict
-            )
-            found = self._compiled.setdefault((kind, scale, lengths), made)
+            copy, compiler = self._copies.setdefault(key, (copy_of(self.forward), SiteCompiler(kind, self)))
+            made = compile_with_limit(copy, compiler, fullgraph=self.strict, limit=self._limit)
+            found = self._compiled.setdefault(key, made)
         return found
 
-    def admit(self, variant: object) -> None:
+    def check_recompile_limit(self, variant: object) -> None:
         """Refuse a generation whose graphs would not all be kept, before it begins.
 
         ``variant`` is what makes Dynamo compile every scale again (model, batch, dtype, device, autocast).
@@ -127,8 +101,8 @@ class SiteGraphs:
         if variant in self.variants:
             return
         needed = len(self.variants) + 1
-        for name in ("recompile_limit", "accumulated_recompile_limit"):
-            have = getattr(dynamo.config, name)
+        limits = recompile_limits()
+        for name, have in limits.items():
             if have < needed:
                 raise CaptureError(
                     message(
@@ -138,7 +112,14 @@ class SiteGraphs:
                         f"set torch._dynamo.config.{name} = {needed} or more, or use fewer batch sizes in one process",
                     )
                 )
+        if limits["recompile_limit"] > self._limit:  # the user raised it; graphs that there are stay with their copies
+            self._limit = limits["recompile_limit"]
+            self._compiled.clear()
         self.variants.add(variant)
+
+
+_Key = tuple[str, int, tuple[int, int] | None]
+"""Kind, scale, and lengths of a compressed cache."""
 
 
 def copy_of(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,16 +160,17 @@ def unwrap_error(error: BaseException) -> BaseException:
         if isinstance(seen, SparvarError):
             return seen
         seen = getattr(seen, "inner_exception", None) or seen.__cause__
-    if isinstance(error, dynamo.exc.FailOnRecompileLimitHit):
+    if exceeds_limit(error):
+        limit = recompile_limits()["recompile_limit"]
         return CaptureError(
             message(
                 "compiled graphs",
-                f"be at most {dynamo.config.recompile_limit} per kind (scales times batch sizes and dtypes in use)",
+                f"be at most {limit} per kind (scales times batch sizes and dtypes in use)",
                 "one more",
                 "raise torch._dynamo.config.recompile_limit, or use fewer batch sizes in one process",
             )
         )
-    if isinstance(error, dynamo.exc.Unsupported):
+    if unsupported(error):
         return GraphBreakError(
             f"a site could not be captured as one graph: {str(error).splitlines()[0]};"
             ' if it is a block with graph breaks, use options={"grain": "attention"}'

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from sparvar.compiler.find_sites import find_candidates
+from sparvar.kernels.common.torch_compat import original_module
 from sparvar.models.fingerprint import fingerprint
 from sparvar.runtime.attaching import attachment_of
 from sparvar.scale_plans import ScaleWork, scale_work
@@ -119,18 +120,18 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
         generate: runs one generation of an attached model first, so that its graphs are known:
             ``lambda model: model.generate(...)``.
     """
-    inner = getattr(model, "_orig_mod", model)
+    inner = original_module(model)
     attachment = attachment_of(model)
     if generate is not None:
         generate(model)
     candidates = find_candidates(inner)
-    mark = fingerprint(inner)
+    own = fingerprint(inner)
     name = type(inner).__name__
     if attachment is None:
         sites = tuple(
             SiteReport(c.name, c.calls, False, "", c.problem or _unattached_reason(c.caches)) for c in candidates
         )
-        return Explanation(name, mark, None, None, sites)
+        return Explanation(name, own, None, None, sites)
     plan = attachment.plan
     ran = attachment.last.ran if attachment.last is not None else {}
     index = {site.name: layer for layer, site in enumerate(attachment.sites)}
@@ -174,7 +175,7 @@ def explain(model: nn.Module, generate: Callable[[nn.Module], object] | None = N
     around = inner.get_submodule(block) if block is not None else attachment.sites[0].module
     work = tuple(scale_work(plan, linear_flops(around)))
     done = attachment.generations
-    return Explanation(name, mark, plan.name, plan.digest, tuple(sites_found), graphs, done, notes, work)
+    return Explanation(name, own, plan.name, plan.digest, tuple(sites_found), graphs, done, notes, work)
 
 
 def _unattached_reason(caches: bool) -> str:

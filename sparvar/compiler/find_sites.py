@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparvar.passes.capture.forms import ALIASES, LIBRARY_NAMES
+from sparvar.compiler.torch_compat import fold_numpy
+from sparvar.passes.capture.forms import LIBRARY_NAMES, is_library_function
+from sparvar.runtime.context import active
 
 WRITTEN = "softmax(QK^T)V"
 
@@ -67,9 +70,7 @@ def _functions(module: nn.Module) -> list[types.FunctionType]:
             for name in code.co_names:
                 method = inspect.getattr_static(type(module), name, None)
                 method = getattr(method, "__func__", method)
-                if not isinstance(method, types.FunctionType) or method.__module__.startswith("torch."):
-                    continue
-                if method not in found:
+                if isinstance(method, types.FunctionType) and not _is_torchs(method) and method not in found:
                     found.append(method)
     return found
 
@@ -102,22 +103,39 @@ def _writes_attention(code: types.CodeType) -> bool:
     return products >= 2
 
 
-def make_visible(module: nn.Module) -> None:
-    """Let Dynamo keep the attention functions of flash-attn and xformers, which a forward refers to, as one node.
+def prepare_tracing(module: nn.Module, attention: nn.Module) -> None:
+    """Let Dynamo trace a site: ``module``, which will be compiled, with the self-attention ``attention`` in it.
 
-    Otherwise it traces into them, down to calls that differ between their versions. Every package's fakes are still
-    what tells shapes, and Inductor and autograd still see what is inside.
+    The attention functions of flash-attn and xformers that a forward refers to stay one node each. Otherwise Dynamo
+    traces into them, down to calls that differ between their versions. Every package's fakes are still what tells
+    shapes, and Inductor and autograd still see what is inside. Sums of Python integers by NumPy stay integers.
     """
-    for function in _functions(module):
+    for function in _functions(attention):
         for code in _codes(function.__code__):
             for name in code.co_names:
                 bound = function.__globals__.get(name)
-                if not isinstance(bound, types.FunctionType):
-                    continue
-                meant = next((n for n in (bound.__name__, name) if n in LIBRARY_NAMES), None)
-                if meant is not None:
-                    ALIASES[bound] = meant
+                if isinstance(bound, types.FunctionType) and is_library_function(bound, name):
                     torch.compiler.allow_in_graph(bound)
+    if _sees_numpy(module):
+        fold_numpy(active)
+
+
+def _sees_numpy(module: nn.Module) -> bool:
+    """Whether NumPy is a global where the forwards below ``module`` are written, or functions that they may call."""
+    spaces = {}
+    for part in module.modules():
+        forward = _forward(part)
+        if forward is not None and not _is_torchs(forward):
+            spaces[id(forward.__globals__)] = forward.__globals__
+    called = [value for space in spaces.values() for value in space.values() if isinstance(value, types.FunctionType)]
+    spaces |= {id(each.__globals__): each.__globals__ for each in called if not _is_torchs(each)}
+    numpy = sys.modules.get("numpy")
+    values = (value for space in spaces.values() for value in space.values())
+    return any(value is numpy or type(value).__module__ == "numpy" for value in values)
+
+
+def _is_torchs(function: types.FunctionType) -> bool:
+    return (function.__module__ or "").split(".")[0] == "torch"
 
 
 def _forward(module: nn.Module) -> types.FunctionType | None:

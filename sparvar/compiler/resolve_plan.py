@@ -19,9 +19,9 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
     Raises:
         PlanError: there is none, one cannot be read, or was made for another model.
     """
-    mark = fingerprint(model)
+    own = fingerprint(model)
     if source == "auto":
-        shipped = [plan for plan in shipped_plans().values() if _fits(plan, model, mark)]
+        shipped = [plan for plan in shipped_plans().values() if _fits(plan, model, own)]
         found = (
             PlanSet.of(shipped[:1])
             if shipped
@@ -29,7 +29,7 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
         )
         if found is None:
             raise PlanError(
-                f'plan "auto": no shipped plan has the fingerprint of this {type(model).__name__} ({mark[:19]}...),'
+                f'plan "auto": no shipped plan has the fingerprint of this {type(model).__name__} ({own[:19]}...),'
                 " and its blocks are those of no published model that sparvar knows"
                 f" ({', '.join(published_models())});"
                 ' pass options={"plan": ...} with a plan made for it (sparvar.scale_plans.default_plan starts one)'
@@ -42,20 +42,20 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
     else:
         plans = PlanSet.of(load_plan(each) for each in ([source] if isinstance(source, Plan | Path | str) else source))
     for plan in plans.plans:
-        if plan.adapt is not None and plan.adapt.fingerprint not in _marks(model, plan, mark):
+        if plan.adapt is not None and plan.adapt.fingerprint not in _fingerprints(model, plan, own):
             raise PlanError(
                 message(
                     f"plan {plan.name}: adapt",
-                    f"be fitted on this {type(model).__name__} (fingerprint {mark[:19]}...)",
+                    f"be fitted on this {type(model).__name__} (fingerprint {own[:19]}...)",
                     f"fitted on another model ({plan.adapt.fingerprint[:19]}...)",
                     "fit it on this one (sparvar.calibrate.fit.skip), or take adapt out of the plan",
                 )
             )
-        if plan.model.fingerprint and not _fits(plan, model, mark):
+        if plan.model.fingerprint and not _fits(plan, model, own):
             raise PlanError(
                 message(
                     "plan",
-                    f"be made for this {type(model).__name__} (fingerprint {mark[:19]}...)",
+                    f"be made for this {type(model).__name__} (fingerprint {own[:19]}...)",
                     f"one for {plan.model.family or 'another model'} ({plan.model.fingerprint[:19]}...)",
                     "use that model, or a plan made for this one",
                 )
@@ -63,11 +63,11 @@ def resolve_plan(model: nn.Module, source: PlanSource) -> PlanSet:
     return plans
 
 
-def _fits(plan: Plan, model: nn.Module, mark: str) -> bool:
-    """Whether a plan names the fingerprint ``mark`` of ``model``, or the one it would have in the plan's own type."""
-    return plan.model.fingerprint in _marks(model, plan, mark)
+def _fits(plan: Plan, model: nn.Module, own: str) -> bool:
+    """Whether a plan names the fingerprint ``own`` of ``model``, or the one it would have in the plan's own type."""
+    return plan.model.fingerprint in _fingerprints(model, plan, own)
 
 
-def _marks(model: nn.Module, plan: Plan, mark: str) -> set[str]:
+def _fingerprints(model: nn.Module, plan: Plan, own: str) -> set[str]:
     dtype = getattr(torch, plan.model.dtype, None)
-    return {mark} | ({fingerprint(model, dtype)} if isinstance(dtype, torch.dtype) else set())
+    return {own} | ({fingerprint(model, dtype)} if isinstance(dtype, torch.dtype) else set())

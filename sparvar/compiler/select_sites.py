@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from sparvar.compiler.find_sites import Candidate, find_candidates, make_visible
+from sparvar.compiler.find_sites import Candidate, find_candidates, prepare_tracing
 from sparvar.errors import CaptureError, OptionError, PlanError, message
 from sparvar.models.declared_schedule import parameters_of
 from sparvar.runtime.sites import Around, Site
@@ -81,5 +81,5 @@ def blocks_around(model: nn.Module, plans: PlanSet, sites: Sequence[Site]) -> li
 def _site(model: nn.Module, candidate: Candidate, whole_block: bool) -> Site:
     wrapped = candidate.block if whole_block and candidate.block is not None else candidate.name
     module = model.get_submodule(wrapped)
-    make_visible(candidate.module)
+    prepare_tracing(module, candidate.module)
     return Site(candidate.name, module, wrapped, type(module).forward, parameters_of(module.forward))

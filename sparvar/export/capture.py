@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from sparvar.compiler.compiled_sites import copy_of, unwrap_error
 from sparvar.compiler.select_sites import select_sites
+from sparvar.compiler.torch_compat import dynamo_source
 from sparvar.errors import CaptureError, message
 from sparvar.passes import GraphContext
 from sparvar.runtime.attaching import attach, detach
@@ -53,10 +54,7 @@ def _sources(module: fx.GraphModule) -> list[str]:
     names = []
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            argument = node.meta.get("grapharg")
-            source = getattr(argument, "source", None) or getattr(node, "_dynamo_source", None)
-            name = getattr(source, "name", "")
-            names.append(name() if callable(name) else str(name))
+            names.append(dynamo_source(node))
     return names
 
 
@@ -76,7 +74,7 @@ class Recorder:
         self._compiled: dict[int, Callable[..., Any]] = {}
         self._last: tuple[BlockGraph, Sequence[Any]] | None = None
 
-    def admit(self, variant: object) -> None:
+    def check_recompile_limit(self, variant: object) -> None:
         """Nothing here outlives one generation."""
 
     def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:

@@ -9,15 +9,15 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from sparvar.compiler.torch_compat import fake_mode
 from sparvar.errors import CaptureError, PlanError, message
 from sparvar.export.capture import BlockGraph, record
 from sparvar.export.rewrite import BlockProgram, SiteMaker, block_program
 from sparvar.export.sites import kind_of, local_constants, native_site
 from sparvar.export.trace import Program, export_graph, trace, weight_names
+from sparvar.kernels.common.torch_compat import flop_counter
 from sparvar.models import Family
 from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan
@@ -285,11 +285,6 @@ class Builder:
         return f"weights/layers.{{layer}}.{rest.pop()}"
 
 
-def _cpu_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-    """Of the CPU's attention, which torch's counter leaves out."""
-    return int(sdpa_flop_count(query, key, value))
-
-
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
@@ -297,8 +292,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def flops_of(module: nn.Module | ExportedProgram, examples: list[Tensor], device: torch.device | str = "cpu") -> int:
     """Multiplications and additions of the matrix products, convolutions and attention of a graph."""
     graph = module.module() if isinstance(module, ExportedProgram) else module
-    ours = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
-    counter = FlopCounterMode(display=False, custom_mapping=ours)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+    counter = flop_counter()
+    with torch.no_grad(), fake_mode(), counter:
         graph(*(torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=device) for each in examples))
     return counter.get_total_flops()

@@ -187,7 +187,7 @@ class Attachment:
         if not alone and tokens != plan.tokens(1) + plan.prefix:
             raise self._no_session(tokens, plan)
         # By the model and not by this attachment: attached again, the model finds its graphs.
-        graphs.admit((id(self.sites[0].module), *variant(args, kwargs)))
+        graphs.check_recompile_limit((id(self.sites[0].module), *variant(args, kwargs)))
         with self._lock:
             other = self._running
             if other is not None and other.running and other.owner != threading.get_ident() and _alive(other.owner):

@@ -54,5 +54,5 @@ class Graphs(Protocol):
     @property
     def reports(self) -> Sequence[Any]: ...
 
-    def admit(self, variant: object) -> None:
+    def check_recompile_limit(self, variant: object) -> None:
         """Raise before a run whose graphs would not all be kept."""

@@ -10,7 +10,13 @@ import pytest
 from tests.architecture import checks
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKS = [checks.import_problems, checks.init_problems, checks.environment_problems, checks.length_problems]
+CHECKS = [
+    checks.import_problems,
+    checks.init_problems,
+    checks.environment_problems,
+    checks.length_problems,
+    checks.private_name_problems,
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -148,3 +154,44 @@ def test_a_long_file_is_found(tmp_path: Path) -> None:
     files = {"a.py": line * checks.MAX_LINES, "b.py": line * (checks.MAX_LINES - 1)}
     (problem,) = checks.length_problems(tree(tmp_path, files))
     assert problem.startswith("sparvar/a.py: must have fewer than 450 lines, got 450")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("import torch._dynamo", "torch._dynamo"),
+        ("import torch._dynamo as dynamo\ndynamo.reset()", "torch._dynamo"),
+        ("from torch._C import _aoti", "torch._C._aoti"),
+        ("def f():\n    from torch import _guards", "torch._guards"),
+        ("from triton.experimental.gluon._runtime import X", "triton.experimental.gluon._runtime.X"),
+        ("import torch\ntorch._assert_async(x)", "torch._assert_async"),
+        ("from torch import ops\nops.aten._to_copy", "torch.ops.aten._to_copy"),
+        ("import torch.nn.functional as F\nF._x", "torch.nn.functional._x"),
+        ("class A:\n    def f(self):\n        return self.torch._C.x", "self.torch._C.x"),
+        ("module._compiled_call_impl", "module._compiled_call_impl"),
+        ("f()._cdata", "?._cdata"),
+        ("getattr(model, '_orig_mod', model)", "_orig_mod"),
+        ("import importlib\nimportlib.import_module('torch._inductor.config')", "torch._inductor.config"),
+    ],
+)
+def test_a_private_name_of_torch_is_found(tmp_path: Path, text: str, name: str) -> None:
+    compat = {f"{module.removeprefix('sparvar.').replace('.', '/')}.py": text for module in checks.COMPATIBILITY}
+    problems = checks.private_name_problems(tree(tmp_path, {"runtime/a.py": text, **compat}))
+    assert problems
+    assert all(problem.startswith("sparvar/runtime/a.py:") for problem in problems)
+    assert f": {name} is a private name of torch or triton" in problems[0]
+
+
+def test_private_names_of_our_own_pass(tmp_path: Path) -> None:
+    text = """import torch
+from sparvar.version import __version__
+_cache = {}
+class A:
+    def __init__(self, other):
+        self._x = other._x
+        self.old = torch.__version__, other.pair._replace(a=1), getattr(other, "_x"), other.token._sparvar_buffer
+def _f(other):
+    return other._y
+"""
+    files = {"runtime/a.py": text, "runtime/b.py": "class B:\n    _y: int = 3"}
+    assert checks.private_name_problems(tree(tmp_path, files)) == []

@@ -49,7 +49,7 @@ from sparvar.calibrate import Budget, calibrate
 from sparvar.compiler.explain import Explanation, explain
 assert type(sparvar.calibrate) is type(sparvar.explain) is types.FunctionType
 assert sparvar.calibrate is calibrate is sys.modules["sparvar.calibrate.api"].calibrate
-assert sparvar.explain is explain is sys.modules["sparvar.explain"].explain
+assert sparvar.explain is explain is sys.modules["sparvar.compiler.explain"].explain
 assert Budget is sys.modules["sparvar.calibrate"].Budget
 """
 
@@ -106,8 +106,8 @@ def test_torch_finds_the_backend_first() -> None:
 import torch
 from torch._dynamo.backends.registry import lookup_backend
 backend = lookup_backend("sparvar")
-import sparvar, sparvar.backend
-assert backend is sparvar.backend.sparvar_backend, backend
+import sparvar, sparvar.torch_entry
+assert backend is sparvar.torch_entry.sparvar_backend, backend
 assert callable(sparvar.calibrate)
 """
     run(code)

@@ -22,6 +22,7 @@ import torch
 from torch.export import ExportedProgram
 
 import sparvar.kernels
+from sparvar.compiler.torch_compat import without_examples
 from sparvar.errors import ArtefactError, SparvarWarning, message
 from sparvar.export.formats.aoti_worker import settings_of
 from sparvar.export.trace import Program
@@ -163,12 +164,8 @@ class _Worker:
         assert process.stdin is not None and process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "program.pt2"
-            given, exported._example_inputs = exported._example_inputs, None  # the weights need not travel
-            try:
-                with _saving:
-                    torch.export.save(exported, source)
-            finally:
-                exported._example_inputs = given
+            with without_examples(exported), _saving:  # the weights need not travel
+                torch.export.save(exported, source)
             try:
                 process.stdin.write(f"{source}\t{target}\n")
                 process.stdin.flush()

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import aot_compile
-from torch._inductor import config as inductor_config
-from torch._inductor.package.package import package_aoti
 from torch.export import ExportedProgram
 
 import sparvar.kernels  # noqa: F401  the programs call its ops
+from sparvar.compiler.torch_compat import compile_files, inductor_settings, package_files
 from sparvar.private_files import seal
 
 WANTED = {
@@ -31,9 +29,9 @@ WANTED = {
     "aot_inductor.enable_line_tables": False,
     "aot_inductor.enable_frame_pointer": False,
 }
-SETTINGS = {name: value for name, value in WANTED.items() if name in inductor_config.get_config_copy()}
+SETTINGS = {name: value for name, value in WANTED.items() if name in inductor_settings()}
 """Older versions of torch have no switches for what they leave out anyway."""
-ROUNDED = {name: True for name in ("emulate_precision_casts",) if name in inductor_config.get_config_copy()}
+ROUNDED = {name: True for name in ("emulate_precision_casts",) if name in inductor_settings()}
 """For programs that compute in 16 bits. Fused ops would keep what the model rounds between them: 2e-3 in Infinity's
 blocks (2e-7 with this), which is enough for a sampled bit to flip, and then for another image."""
 DROPPED = (".cpp",)
@@ -46,15 +44,13 @@ def compile_program(source: Path, target: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         exported: ExportedProgram = torch.export.load(source)
         module = exported.module(check_guards=False)
-        files = aot_compile(module, examples(exported), {}, options=settings_of(exported))
-    assert isinstance(files, list)
-    paths = [str(file) for file in files]
+        paths = compile_files(module, examples(exported), settings_of(exported))
     with tempfile.TemporaryDirectory() as folder:
         paths = [path for path in paths if not path.endswith(DROPPED)]
-        kept: list[Any] = [_stripped(Path(path), Path(folder)) if path.endswith(".so") else path for path in paths]
+        kept = [_stripped(Path(path), Path(folder)) if path.endswith(".so") else path for path in paths]
         temporary = target.with_name(f".{os.getpid()}.{target.name}")
         try:
-            package_aoti(str(temporary), kept)
+            package_files(temporary, kept)
             seal(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from sparvar.compiler.torch_compat import ASSERT_METADATA
+
 CONVERTERS = "tensorrt_converters.txt"
-REMOVED = ("aten._assert_tensor_metadata.default", "<built-in function getitem>")
+REMOVED = (ASSERT_METADATA, "<built-in function getitem>")
 """What torch-tensorrt takes out of a graph itself: asserts, and the picking of one of several results."""
 MOST_TOP = 3840
 """The largest K of TensorRT's top-k layer, see its operators' documentation."""

@@ -22,8 +22,7 @@ BHLC, BLHC = "BHLc", "BLHc"
 FLASH = "flash_attn_func"
 XFORMERS = "memory_efficient_attention"
 LIBRARY_NAMES = frozenset({FLASH, XFORMERS})
-#: Functions that a model calls by one of these names although their own is another.
-ALIASES: dict[Callable[..., Any], str] = {}
+_ALIASES: dict[Callable[..., Any], str] = {}
 
 _SDPA_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _LIBRARY_ARGUMENTS = {
@@ -73,6 +72,17 @@ class Form:
     problem: str | None = None
 
 
+def is_library_function(function: Callable[..., Any], called: str) -> bool:
+    """Whether ``function``, which a model calls by the name ``called``, is one of `LIBRARY_NAMES`, by either name.
+
+    What it is then counts for all graphs that call it.
+    """
+    meant = next((name for name in (getattr(function, "__name__", ""), called) if name in LIBRARY_NAMES), None)
+    if meant is not None:
+        _ALIASES[function] = meant
+    return meant is not None
+
+
 def example(node: fx.Node) -> Tensor:
     """The fake tensor that Dynamo recorded for a node."""
     value = node.meta.get("example_value", node.meta.get("val"))
@@ -86,7 +96,7 @@ def read_form(node: fx.Node) -> Form | None:
     if node.op == "call_function":
         if node.target is F.scaled_dot_product_attention:
             return _sdpa(node)
-        name = ALIASES.get(node.target, getattr(node.target, "__name__", "")) if callable(node.target) else ""
+        name = _ALIASES.get(node.target, getattr(node.target, "__name__", "")) if callable(node.target) else ""
         if name in LIBRARY_NAMES:
             return _library(node, name)
     return _written(node)

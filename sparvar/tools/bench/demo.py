@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.compiler.config
 from torch import Tensor
 
 import sparvar
@@ -219,7 +220,7 @@ def inductor_dense(model: LandscapeVAR) -> LandscapeVAR:
 
 def compile_blocks(model: Blocks) -> Blocks:
     """The model itself, its blocks compiled by Inductor, one graph per scale."""
-    config = torch._dynamo.config
+    config = torch.compiler.config
     # Its default limit of 8 graphs would run most scales eagerly without a word.
     config.recompile_limit = max(config.recompile_limit, 256)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4096)
