@@ -138,24 +138,25 @@ class KernelCase:
         k, v = (torch.randn(*shape, self.keys, self.sizes.head_dim, **place) for _ in range(2))  # type: ignore[call-overload]
         return q, k, v
 
-    def _lists(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def _lists(self) -> dict[str, kernels.Columns]:
         """Columns of CSLA, and random ones at ``BUDGET`` for every row, head and tile (the worst case of gathers)."""
-        heights, widths = (list(axis) for axis in zip(*self.schedule, strict=True))
         windows = [0] * self.scale
         for back, side in enumerate(reversed(WINDOWS)):
             number = len(self.schedule) - back
             if number <= self.scale:
                 windows[number - 1] = side
         device = self.sizes.device
-        local = kernels.local_columns(heights, widths, 0, self.scale, *TILE, windows, SINK_SCALES, device)
-        h, w = self.schedule[self.scale - 1]
-        tiles = -(-h // TILE[0]) * -(-w // TILE[1])
+        schedule = kernels.Schedule.of(self.schedule)
+        local = kernels.local_columns(
+            kernels.LocalWindows(schedule, self.scale, TILE, tuple(windows), SINK_SCALES), device
+        )
+        tiles = schedule.tiles(self.scale, TILE).number
         generator = torch.Generator(device).manual_seed(1)
         keep = round(BUDGET * self.keys)
         noise = torch.rand(self.sizes.rows, self.heads, tiles, self.keys, generator=generator, device=device)
         return {"csla": local, "column_sparse": kernels.select_columns(noise, keep)}
 
-    def _check_sparse(self, q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, Tensor], out: Tensor) -> None:
+    def _check_sparse(self, q: Tensor, k: Tensor, v: Tensor, lists: kernels.Columns, out: Tensor) -> None:
         """Compare the first, middle and last tile of one head with float32 attention over their columns."""
         h, w = self.schedule[self.scale - 1]
         across, (indices, counts) = -(-w // TILE[1]), lists
@@ -210,15 +211,16 @@ class KernelCase:
             runs[name] = [partial(dense, one) for one in sets]
 
     def _add_ours(
-        self, sets: list[Any], lists: dict[str, tuple[Tensor, Tensor]], runs: dict[str, list[Callable[[], object]]]
+        self, sets: list[Any], lists: dict[str, kernels.Columns], runs: dict[str, list[Callable[[], object]]]
     ) -> None:
         h, w = self.schedule[self.scale - 1]
+        tiles = kernels.QueryTiles((h, w), TILE)
         scale = self.sizes.head_dim**-0.5
         q, k, v = sets[0]
         out, lse, _ = kernels.attention_stats(q, k, v, scale)
         exact = F.scaled_dot_product_attention(q[-1:, -1:].float(), k[-1:, -1:].float(), v[-1:, -1:].float())
         self._agree("attention_stats", out[-1:, -1:], exact)
-        sums = kernels.column_sums(q, k, lse, scale, h, w, *TILE)
+        sums = kernels.column_sums(q, k, lse, scale, tiles)
         rows = torch.full_like(sums[..., 0], TILE[0] * TILE[1]) if h % TILE[0] == w % TILE[1] == 0 else None
         if rows is not None:
             self._agree("column_sums", sums.sum(-1), rows)
@@ -227,11 +229,11 @@ class KernelCase:
             from sparvar.kernels.attention_stats import gpu
 
             runs["stats_without_entropy"] = [partial(gpu.run, *one, scale, entropy=False) for one in sets]
-        runs["column_sums"] = [partial(kernels.column_sums, one[0], one[1], lse, scale, h, w, *TILE) for one in sets]
+        runs["column_sums"] = [partial(kernels.column_sums, one[0], one[1], lse, scale, tiles) for one in sets]
         for name, found in lists.items():
 
-            def sparse(one: Any, found: tuple[Tensor, Tensor] = found) -> Tensor:
-                return kernels.column_sparse_attention(*one, *found, scale, h, w, *TILE)
+            def sparse(one: Any, found: kernels.Columns = found) -> Tensor:
+                return kernels.column_sparse_attention(*one, found, scale, tiles)
 
             self._check_sparse(q, k, v, found, sparse(sets[0]))
             runs[name] = [partial(sparse, one) for one in sets]
@@ -245,15 +247,14 @@ class KernelCase:
 
     def _list_work(self, device: torch.device) -> tuple[Callable[[], object], Callable[[], object]]:
         """Selection at the decision scale, and mapping of its columns to this scale."""
-        heights, widths = (list(axis) for axis in zip(*self.schedule, strict=True))
-        h, w = self.schedule[self.source - 1]
-        total = sum(a * b for a, b in self.schedule[: self.source])
-        tiles = -(-h // TILE[0]) * -(-w // TILE[1])
+        schedule = kernels.Schedule.of(self.schedule)
+        total = schedule.offsets()[self.source]
+        tiles = schedule.tiles(self.source, TILE).number
         sums = torch.rand(self.sizes.rows, self.heads, tiles, total, device=device)
         select = partial(kernels.select_columns, sums, round(BUDGET * total))
         chosen = select()
-        fixed = (heights, widths, 0, self.source, self.scale, *TILE, "relative", SINK_SCALES, 7)
-        return select, partial(kernels.map_columns, *chosen, *fixed)
+        mapping = kernels.ColumnMap(schedule, self.source, self.scale, TILE, "relative", SINK_SCALES, 7)
+        return select, partial(kernels.map_columns, chosen, mapping)
 
     def _add_flex(
         self,

@@ -19,6 +19,7 @@ import typer
 from gpu_cases import SCHEDULES, TILE, KernelCase, Sizes, _graph
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sparvar import kernels
 from sparvar.kernels.attention_stats import gpu as stats
 from sparvar.kernels.column_sparse_attention import gpu as sparse
 from sparvar.kernels.column_sparse_attention import hopper
@@ -46,16 +47,16 @@ def runs(case: KernelCase) -> dict[str, Callable[[], object]]:
     """Every kernel with every configuration."""
     q, k, v = case._inputs(0)
     scale = case.sizes.head_dim**-0.5
-    h, w = case.schedule[case.scale - 1]
+    tiles = kernels.QueryTiles(case.schedule[case.scale - 1], TILE)
     lists = case._lists()
     _, lse, _ = stats.run(q, k, v, scale)
     found: dict[str, Callable[[], object]] = {}
     for block in BLOCKS:
         name = f"m{block.m} n{block.n} w{block.warps} s{block.stages}"
-        for which, (indices, counts) in lists.items():
+        for which, columns in lists.items():
 
-            def gather(block: Block = block, lists: tuple = (indices, counts), contiguous: bool = False) -> object:
-                return sparse.run(q, k, v, *lists, scale, h, w, *TILE, None, block, contiguous)
+            def gather(block: Block = block, columns: tuple = columns, contiguous: bool = False) -> object:
+                return sparse.run(q, k, v, columns, scale, tiles, None, sparse.Choice(block, contiguous))
 
             found[f"{which} {name}"] = gather
             if which == "csla":
@@ -64,14 +65,14 @@ def runs(case: KernelCase) -> dict[str, Callable[[], object]]:
         found[f"plain {name}"] = lambda block=block: stats.run(q, k, v, scale, block, False)
         for span in (1024, 2048, 4096):
             found[f"sums {name} span{span}"] = lambda block=block, span=span: sums.run(
-                q, k, lse, scale, h, w, *TILE, 1, block, span
+                q, k, lse, scale, tiles, 1, block, span
             )
-    for which, (indices, counts) in lists.items():
+    for which, columns in lists.items():
         for step, stages in ((64, 3), (64, 4), (64, 5), (128, 2)):
 
-            def persistent(lists: tuple = (indices, counts), step: int = step, stages: int = stages) -> object:
+            def persistent(columns: tuple = columns, steps: tuple[int, int] = (step, stages)) -> object:
                 out = attention_output(q)
-                hopper.run(q, k, v, out, *lists, None, scale, (h, w, *TILE), None, step, stages)
+                hopper.run((q, k, v), out, columns, None, scale, tiles, None, steps)
                 return out
 
             found[f"{which}-hopper n{step} s{stages}"] = persistent

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparvar.kernels import ColumnMap, LocalWindows, Schedule
 from sparvar.kernels.local_columns import reference as local_reference
 from sparvar.kernels.map_columns import reference as map_reference
 from sparvar.scale_plans import Plan
@@ -104,10 +105,12 @@ class PlanRun(Run):
 
     def windows(self, scale: int) -> list[list[int]]:
         plan = self.plan
-        heights, widths = (list(part) for part in zip(*plan.schedule, strict=True))
-        return local_reference.run(
-            heights, widths, plan.prefix, scale, *plan.tile, plan.windows_list(scale), plan.sink_scales
-        )
+        windows = tuple(plan.windows_list(scale))
+        return local_reference.run(LocalWindows(self.geometry, scale, plan.tile, windows, plan.sink_scales))
+
+    @property
+    def geometry(self) -> Schedule:
+        return Schedule.of(self.plan.schedule, self.plan.prefix)
 
     def top(self, sums: Tensor, count: int) -> list[list[list[list[int]]]]:
         """The ``count`` greatest columns of sums [rows, H, G, T], ascending."""
@@ -120,20 +123,12 @@ class PlanRun(Run):
     def mapped(self, layer: int, scale: int, rows: int) -> list[list[list[list[int]]]]:
         plan = self.plan
         assert plan.decision_scale is not None
-        heights, widths = (list(part) for part in zip(*plan.schedule, strict=True))
-        rest = (
-            heights,
-            widths,
-            plan.prefix,
-            plan.decision_scale,
-            scale,
-            *plan.tile,
-            plan.index_map,
-            plan.sink_scales,
-            plan.cs4a[scale].window,
+        window = plan.cs4a[scale].window
+        mapping = ColumnMap(
+            self.geometry, plan.decision_scale, scale, plan.tile, plan.index_map, plan.sink_scales, window
         )
         source = self.top(self.sums[layer][:rows], plan.source_columns(scale))
-        return [[map_reference.run(lists, *rest) for lists in of_row] for of_row in source]
+        return [[map_reference.run(lists, mapping) for lists in of_row] for of_row in source]
 
     def decide(self, layer: int, q: Tensor, keys: Tensor, values: Tensor, weights: Tensor, out: Tensor) -> None:
         plan, scale = self.plan, self.plan.decision_scale

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sparvar.errors import CaptureError, PlanError, message
 from sparvar.export.sites import SiteFunction, column_sets
-from sparvar.kernels.common.columns import Schedule, mask_boxes, mask_to_lists, window_boxes
-from sparvar.kernels.common.geometry import scale_offsets, tile_rectangles
-from sparvar.kernels.map_columns.spans import key_spans, map_capacity, source_tiles, windows_of
+from sparvar.kernels.common.columns import mask_boxes, mask_to_lists
+from sparvar.kernels.common.geometry import QueryTiles
+from sparvar.kernels.map_columns.spans import map_capacity, map_tables
+from sparvar.runtime.geometry import column_map
 from sparvar.runtime.site_ops import grow_delta
 from sparvar.scale_plans import Plan
 
@@ -40,7 +41,7 @@ def tile_order(grid: tuple[int, int], tile: tuple[int, int]) -> tuple[Tensor, Te
     """
     width, size = grid[1], min(tile[0], grid[0]) * min(tile[1], grid[1])
     order, place = [], [0] * (grid[0] * grid[1])
-    for g, (y0, y1, x0, x1) in enumerate(tile_rectangles(*grid, *tile)):
+    for g, (y0, y1, x0, x1) in enumerate(QueryTiles(grid, tile).rectangles()):
         members = [y * width + x for y in range(y0, y1) for x in range(x0, x1)]
         for m, query in enumerate(members):
             place[query] = g * size + m
@@ -56,7 +57,7 @@ def sampled_queries(grid: tuple[int, int], tile: tuple[int, int], stride: int) -
     """
     rows: list[tuple[int, int, float]] = []
     sampled: list[int] = []
-    for y0, y1, x0, x1 in tile_rectangles(*grid, *tile):
+    for y0, y1, x0, x1 in QueryTiles(grid, tile).rectangles():
         some = [y * grid[1] + x for y in range(y0, y1, stride) for x in range(x0, x1, stride)]
         rows.append((len(sampled), len(some), (y1 - y0) * (x1 - x0) / len(some)))
         sampled += some
@@ -75,10 +76,7 @@ def column_table(plan: Plan, scale: int) -> Tensor:
     Raises:
         PlanError: two source keys stand for one: then a list would hold it twice.
     """
-    source = _decision(plan)
-    schedule = _schedule(plan)
-    total = plan.keys(scale)
-    spans = key_spans(schedule, source, scale, plan.index_map, plan.sink_scales)
+    spans, _, _, _, total = map_tables(column_map(plan, scale))
     first, rows, columns, step = spans.long().unbind(-1)
     parts = []
     for dy in range(int(rows.max())):
@@ -96,20 +94,8 @@ def column_table(plan: Plan, scale: int) -> Tensor:
 
 def _fixed(plan: Plan, scale: int) -> Tensor:
     """Keys that every list of a tile has: sinks and the window at the scale, bool [G, total]."""
-    schedule = _schedule(plan)
-    windows = windows_of(scale, plan.cs4a[scale].window, plan.sink_scales)
-    boxes = window_boxes(schedule, scale, plan.tile, windows)
-    return mask_boxes(boxes, plan.keys(scale), scale_offsets(*schedule)[plan.sink_scales])
-
-
-def _schedule(plan: Plan) -> Schedule:
-    heights, widths = (tuple(side) for side in zip(*plan.schedule, strict=True))
-    return heights, widths, plan.prefix
-
-
-def _decision(plan: Plan) -> int:
-    assert plan.decision_scale is not None
-    return plan.decision_scale
+    tables = map_tables(column_map(plan, scale))
+    return mask_boxes(tables.boxes, tables.total, tables.sinks)
 
 
 def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
@@ -143,17 +129,12 @@ def _largest(sums: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _cs4a(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
-    source, total, grid = _decision(plan), plan.keys(scale), plan.schedule[scale - 1]
+    mapping, total, grid = column_map(plan, scale), plan.keys(scale), plan.schedule[scale - 1]
     table = column_table(plan, scale)
-    tiles = source_tiles(plan.schedule[source - 1], grid, plan.tile).long()
+    tiles = map_tables(mapping).sources.long()
     lists, sizes = mask_to_lists(_fixed(plan, scale), total)
     lists = lists.masked_fill(torch.arange(total) >= sizes[:, None], total)[:, : int(sizes.max())].contiguous()
-    kept = plan.source_columns(scale)
-    heights, widths, prefix = _schedule(plan)
-    capacity = map_capacity(
-        min(kept, table.shape[1]), heights, widths, prefix, source, scale, *plan.tile,
-        plan.index_map, plan.sink_scales, plan.cs4a[scale].window,
-    )  # fmt: skip
+    capacity = map_capacity(min(plan.source_columns(scale), table.shape[1]), mapping)
     starts = (torch.arange(len(table)) * table.shape[1])[:, None]  # of every tile's rows in the flat table
     flat = table.flatten(0, 1)  # [G * T_S, A]
     attend = _Attend(plan, scale, softmax_scale)
@@ -171,7 +152,7 @@ def _cs4a(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
         if columns.shape[3] > capacity:  # what is no key is the largest, and goes
             columns = torch.topk(columns, capacity, dim=3, largest=False).values
         out = attend(query, key, value, columns)
-        return (out + grow_delta(delta[0], plan.schedule[source - 1], grid) if delta else out,)
+        return (out + grow_delta(delta[0], mapping.sources.grid, grid) if delta else out,)
 
     return cs4a
 

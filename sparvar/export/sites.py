@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparvar import kernels
-from sparvar.kernels.common.geometry import tile_count
 from sparvar.runtime.generation import Columns
+from sparvar.runtime.geometry import column_map, local_windows, query_tiles
 from sparvar.runtime.site_ops import as_pinned, attend_columns, grow_delta, look
 from sparvar.scale_plans import Plan
 
@@ -57,7 +57,7 @@ class SiteInterface:
             if name.startswith("delta"):
                 found.append(((rows, heads, grid[0] * grid[1], head_dim), None))
                 continue
-            lead = (rows, key_heads, tile_count(*grid, *plan.tile))
+            lead = (rows, key_heads, query_tiles(plan, plan.decision_scale).number)
             count = int("".join(each for each in name.split(".")[0] if each.isdigit()))
             found.append(((*lead, count) if name.startswith("columns") else lead, torch.int32))
         return found
@@ -91,7 +91,7 @@ def native_site(plan: Plan, kind: str, scale: int, softmax_scale: float) -> Site
 
 
 def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
-    grid, counts = plan.schedule[scale - 1], column_sets(plan)
+    counts = column_sets(plan)
 
     def decide(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         out, sums, _ = look(plan, scale, query, key, value, softmax_scale)
@@ -101,46 +101,31 @@ def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
         if plan.output_correction:
             kept = max(1, round(plan.cs4a[min(plan.cs4a)].budget * plan.keys(scale)))
             columns = Columns(*kernels.select_columns(sums, kept))
-            given.append(out - attend_columns(query, key, value, columns, None, softmax_scale, grid, plan.tile))
+            given.append(
+                out - attend_columns(query, key, value, columns, None, softmax_scale, query_tiles(plan, scale))
+            )
         return (as_pinned(out), *given)
 
     return decide
 
 
 def _cs4a(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
-    heights, widths = (list(side) for side in zip(*plan.schedule, strict=True))
-    source = plan.decision_scale
-    assert source is not None
+    mapping, tiles = column_map(plan, scale), query_tiles(plan, scale)
 
     def cs4a(
         query: Tensor, key: Tensor, value: Tensor, indices: Tensor, counts: Tensor, *delta: Tensor
     ) -> tuple[Tensor]:
-        columns = Columns(
-            *kernels.map_columns(
-                indices,
-                counts,
-                heights,
-                widths,
-                plan.prefix,
-                source,
-                scale,
-                *plan.tile,
-                plan.index_map,
-                plan.sink_scales,
-                plan.cs4a[scale].window,
-            )
-        )
-        correction = grow_delta(delta[0], plan.schedule[source - 1], plan.schedule[scale - 1]) if delta else None
-        grid = plan.schedule[scale - 1]
-        return (attend_columns(query, key, value, columns, correction, softmax_scale, grid, plan.tile),)
+        columns = Columns(*kernels.map_columns(Columns(indices, counts), mapping))
+        correction = grow_delta(delta[0], mapping.sources.grid, tiles.grid) if delta else None
+        return (attend_columns(query, key, value, columns, correction, softmax_scale, tiles),)
 
     return cs4a
 
 
 def _csla(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
     def csla(query: Tensor, key: Tensor, value: Tensor, indices: Tensor, counts: Tensor) -> tuple[Tensor]:
-        columns, grid = Columns(indices, counts), plan.schedule[scale - 1]
-        return (attend_columns(query, key, value, columns, None, softmax_scale, grid, plan.tile),)
+        columns = Columns(indices, counts)
+        return (attend_columns(query, key, value, columns, None, softmax_scale, query_tiles(plan, scale)),)
 
     return csla
 
@@ -159,18 +144,8 @@ def local_constants(plan: Plan, device: torch.device | str = "cpu") -> dict[str,
     """Column lists of csla, which follow from the plan alone: stored with the artefact."""
     if "csla" not in plan.layers:
         return {}
-    heights, widths = (list(side) for side in zip(*plan.schedule, strict=True))
     found = {}
     for scale in plan.csla:
-        lists = kernels.local_columns(
-            heights,
-            widths,
-            plan.prefix,
-            scale,
-            *plan.tile,
-            plan.windows_list(scale),
-            plan.sink_scales,
-            torch.device(device),
-        )
+        lists = kernels.local_columns(local_windows(plan, scale), device)
         found[f"local{scale}.columns"], found[f"local{scale}.counts"] = lists
     return found

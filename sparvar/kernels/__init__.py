@@ -7,6 +7,8 @@ from sparvar.kernels.attention_stats.op import attention_stats
 from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.column_sparse_rows.op import column_sparse_rows
 from sparvar.kernels.column_sums.op import column_sums
+from sparvar.kernels.common.columns import Columns, KeptTokens
+from sparvar.kernels.common.geometry import QueryTiles, Schedule
 from sparvar.kernels.common.gpu import GpuStatus, gpu_status
 from sparvar.kernels.common.native import (
     NativeStatus,
@@ -21,8 +23,10 @@ from sparvar.kernels.kv_cache.memory import give_back
 from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
 from sparvar.kernels.kv_cache.memory import release_idle as kv_release
 from sparvar.kernels.kv_cache.op import kv_adopt, kv_extend
-from sparvar.kernels.local_columns.op import local_capacity, local_columns
-from sparvar.kernels.map_columns.op import map_capacity, map_columns
+from sparvar.kernels.local_columns.op import local_columns
+from sparvar.kernels.local_columns.windows import LocalWindows, local_capacity
+from sparvar.kernels.map_columns.op import map_columns
+from sparvar.kernels.map_columns.spans import ColumnMap, map_capacity
 from sparvar.kernels.row_mlp.op import chunk_rows as row_mlp_rows
 from sparvar.kernels.row_mlp.op import row_mlp
 from sparvar.kernels.select_columns.op import select_columns
@@ -35,10 +39,16 @@ from sparvar.kernels.static.targets import Gpu
 
 __all__ = [
     "STATIC_GPUS",
+    "ColumnMap",
+    "Columns",
     "Gpu",
     "GpuFit",
     "GpuStatus",
+    "KeptTokens",
+    "LocalWindows",
     "NativeStatus",
+    "QueryTiles",
+    "Schedule",
     "SiteWork",
     "StaticCase",
     "StaticFacts",

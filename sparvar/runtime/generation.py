@@ -9,18 +9,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sparvar import kernels
 from sparvar.errors import SessionError, message
 from sparvar.runtime.kv_compression.compressor import Compressor, compressor_of
 from sparvar.runtime.reductions.reducer import Reducer, reducer_of
 from sparvar.scale_plans import Plan
 
 
-@dataclass
-class Columns:
+class Columns(kernels.Columns):
     """Column indices of one layer: indices int32 [B, H, G, K] and counts int32 [B, H, G]."""
 
-    indices: Tensor
-    counts: Tensor
+    __slots__ = ()
 
     def rows(self, batch: int) -> Columns:
         """The indices for ``batch`` rows: all, or the first half when the model dropped its CFG rows.

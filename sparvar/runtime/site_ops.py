@@ -15,8 +15,10 @@ from torch import Tensor
 
 from sparvar import kernels
 from sparvar.errors import SessionError, message
+from sparvar.kernels import QueryTiles
 from sparvar.runtime.context import SiteContext, current
 from sparvar.runtime.generation import Columns
+from sparvar.runtime.geometry import column_map, local_windows, query_tiles
 from sparvar.scale_plans import Plan
 
 
@@ -51,41 +53,13 @@ def mapped_columns(site: SiteContext, batch: int) -> Columns:
                 "generate from the first scale",
             )
         )
-    source = source.rows(batch)
-    heights, widths = zip(*plan.schedule, strict=True)
-    return Columns(
-        *kernels.map_columns(
-            source.indices,
-            source.counts,
-            list(heights),
-            list(widths),
-            plan.prefix,
-            plan.decision_scale,
-            site.scale,
-            *plan.tile,
-            plan.index_map,
-            plan.sink_scales,
-            plan.cs4a[site.scale].window,
-        )
-    )
+    return Columns(*kernels.map_columns(source.rows(batch), column_map(plan, site.scale)))
 
 
 def local_columns(plan: Plan, scale: int, device: torch.device, cache: dict[int, Columns]) -> Columns:
     """Columns of a CSLA layer at ``scale``; the same for all layers, so kept in ``cache``."""
     if scale not in cache:
-        heights, widths = zip(*plan.schedule, strict=True)
-        cache[scale] = Columns(
-            *kernels.local_columns(
-                list(heights),
-                list(widths),
-                plan.prefix,
-                scale,
-                *plan.tile,
-                plan.windows_list(scale),
-                plan.sink_scales,
-                device,
-            )
-        )
+        cache[scale] = Columns(*kernels.local_columns(local_windows(plan, scale), device))
     return cache[scale]
 
 
@@ -135,18 +109,13 @@ def attend_columns(
     columns: Columns,
     correction: Tensor | None,
     scale: float,
-    grid: tuple[int, int],
-    tile: tuple[int, int],
+    tiles: QueryTiles,
 ) -> Tensor:
-    """Attention of queries on ``grid`` to ``columns`` alone, plus ``correction`` [B, H, N, D] where there is one."""
+    """Attention of queries in ``tiles`` to ``columns`` alone, plus ``correction`` [B, H, N, D] where there is one."""
 
     def attend(query: Tensor, key: Tensor, *rest: Tensor) -> tuple[Tensor]:
         value, indices, counts, *delta = rest
-        return (
-            kernels.column_sparse_attention(
-                query, key, value, indices, counts, scale, *grid, *tile, delta[0] if delta else None
-            ),
-        )
+        return (kernels.column_sparse_attention(query, key, value, Columns(indices, counts), scale, tiles, *delta),)
 
     addend = () if correction is None else (correction,)
     indices, counts = columns.indices, columns.counts
@@ -164,11 +133,11 @@ def look(
     plan: Plan, number: int, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dense attention at scale ``number`` with its column sums [B, H, G, T] and entropies [B, H, N] in nats."""
-    grid = plan.schedule[number - 1]
+    tiles = query_tiles(plan, number)
 
     def group(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         out, lse, entropy = kernels.attention_stats(query, key, value, scale)
-        return out, kernels.column_sums(query, key, lse, scale, *grid, *plan.tile, plan.column_sum_stride), entropy
+        return out, kernels.column_sums(query, key, lse, scale, tiles, plan.column_sum_stride), entropy
 
     out, sums, entropy = per_group(group, query, key, value)
     return out, sums, entropy
@@ -188,7 +157,6 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     """
     site = current()
     plan = site.session.plan
-    grid = plan.schedule[site.scale - 1]
     out, sums, entropy = look(plan, site.scale, query, key, value, scale)
     if plan.measures_entropy(site.scale, site.layer) and site.session.reducer is not None:
         site.session.reducer.entropy[site.layer] = entropy.float().mean((0, 1))
@@ -203,7 +171,7 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         target = min(plan.cs4a)
         kept = max(1, round(plan.cs4a[target].budget * plan.keys(site.scale)))
         columns = kernels.select_columns(sums, kept)
-        sparse = attend_columns(query, key, value, Columns(*columns), None, scale, grid, plan.tile)
+        sparse = attend_columns(query, key, value, Columns(*columns), None, scale, query_tiles(plan, site.scale))
         site.session.delta[site.layer] = out - sparse
     site.session.ran[site.scale, site.layer] = "decide"
     return as_pinned(out)
@@ -234,7 +202,7 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     site.session.seconds += time.perf_counter() - started
     if plan.layers[site.layer] != "csla":
         correction = upsampled_delta(site, query.shape[0])
-    out = attend_columns(query, key, value, columns, correction, scale, plan.schedule[site.scale - 1], plan.tile)
+    out = attend_columns(query, key, value, columns, correction, scale, query_tiles(plan, site.scale))
     site.session.ran[site.scale, site.layer] = "sparse"
     return as_pinned(out)
 

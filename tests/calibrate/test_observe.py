@@ -64,10 +64,9 @@ def test_errors_are_those_of_the_sampled_queries(last: tuple[int, int], turn: in
     assert site["norm_seen"] == pytest.approx(norm.tolist(), rel=1e-4)
     assert site["norm"] == pytest.approx(dense.square().sum((0, 2, 3)).tolist(), rel=1e-4)
     # csla: lists do not depend on the tensors.
-    windows = [0, 0, 1, 3, 3]
-    heights, widths = zip(*base.schedule, strict=True)
-    lists = kernels.local_columns(list(heights), list(widths), 3, scale, *TILE, windows, 2, torch.device("cpu"))
-    full = attend_columns(query, key, value, Columns(*lists), None, 0.25, last, TILE)
+    windows = kernels.LocalWindows(kernels.Schedule.of(base.schedule, 3), scale, TILE, (0, 0, 1, 3, 3), 2)
+    lists = kernels.local_columns(windows)
+    full = attend_columns(query, key, value, Columns(*lists), None, 0.25, kernels.QueryTiles(last, TILE))
     error = (sample.queries(full.double()) - sample.queries(dense)).square().sum((0, 2, 3))
     assert site["errors"][csla_key(0, 2)] == pytest.approx(error.tolist(), rel=1e-3, abs=1e-6)
     # Every candidate was measured, with fewer keys and more error for less budget.

@@ -18,6 +18,7 @@ from sparvar.export.formats.onnx_convert import convert
 from sparvar.export.plain_sites import column_table, plain_site, sampled_queries, tile_order
 from sparvar.export.sites import column_sets, local_constants
 from sparvar.export.trace import Program, export_graph
+from sparvar.kernels import ColumnMap, Columns, QueryTiles, Schedule
 from sparvar.kernels.column_sparse_attention import reference as attention
 from sparvar.kernels.column_sums import reference as column_sums
 from sparvar.kernels.map_columns import reference as map_columns
@@ -90,21 +91,16 @@ def lists_of(columns: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows, dtype=torch.int32), torch.tensor([len(row) for row in columns], dtype=torch.int32)
 
 
-def mapped(plan: Plan, columns: Tensor) -> tuple[Tensor, Tensor]:
+def mapped(plan: Plan, columns: Tensor) -> Columns:
     """The reference's lists of every head, padded: [B, H, G, K] and [B, H, G]."""
-    heights, widths = zip(*plan.schedule, strict=True)
     last = len(plan.schedule)
     assert plan.decision_scale is not None
-    rows = [
-        map_columns.run(
-            head, heights, widths, plan.prefix, plan.decision_scale, last, *plan.tile, plan.index_map, plan.sink_scales,
-            plan.cs4a[last].window,
-        )
-        for head in columns.flatten(0, 1).tolist()
-    ]  # fmt: skip
+    schedule, window = Schedule.of(plan.schedule, plan.prefix), plan.cs4a[last].window
+    mapping = ColumnMap(schedule, plan.decision_scale, last, plan.tile, plan.index_map, plan.sink_scales, window)
+    rows = [map_columns.run(head, mapping) for head in columns.flatten(0, 1).tolist()]
     lists, counts = lists_of([row for head in rows for row in head])
     shape = (*columns.shape[:2], len(rows[0]))
-    return lists.reshape(*shape, -1), counts.reshape(shape)
+    return Columns(lists.reshape(*shape, -1), counts.reshape(shape))
 
 
 @pytest.mark.parametrize(("case", "batch"), zip(CASES, (1, 2, 3, 1), strict=True))
@@ -121,18 +117,19 @@ def test_sites_in_onnxruntime_are_those_of_the_references(case: str, batch: int)
     grid = plan.schedule[source - 1]
     exact = scores.softmax(-1) @ v
     assert_within(out, exact, attention_bound(*early, SCALE, exact))
-    sums = column_sums.run(q, k, scores.logsumexp(-1), SCALE, *grid, *plan.tile, plan.column_sum_stride)
+    sums = column_sums.run(q, k, scores.logsumexp(-1), SCALE, QueryTiles(grid, plan.tile), plan.column_sum_stride)
     wanted, kept = select_columns.run(sums, plan.source_columns(last))
     assert torch.equal(columns, wanted) and torch.equal(counts, kept)
 
     grid, last_grid = grid, plan.schedule[last - 1]
-    exact = attention.run(*(each.double() for each in late), *mapped(plan, wanted), SCALE, *last_grid, *plan.tile)
+    tiles, last_tiles = QueryTiles(grid, plan.tile), QueryTiles(last_grid, plan.tile)
+    exact = attention.run(*(each.double() for each in late), mapped(plan, wanted), SCALE, last_tiles)
     bound = attention_bound(*late, SCALE, exact)
     if plan.output_correction:
         delta, *rest = rest
         few = max(1, round(plan.cs4a[last].budget * plan.keys(source)))
         lists = select_columns.run(sums, few)
-        left_out = scores.softmax(-1) @ v - attention.run(q, k, v, *lists, SCALE, *grid, *plan.tile)
+        left_out = scores.softmax(-1) @ v - attention.run(q, k, v, Columns(*lists), SCALE, tiles)
         dense_bound = attention_bound(*early, SCALE, scores.softmax(-1) @ v)
         assert_within(delta, left_out, 2 * dense_bound)
         exact = exact + grow_delta(left_out.float(), grid, last_grid).double()
@@ -140,8 +137,8 @@ def test_sites_in_onnxruntime_are_those_of_the_references(case: str, batch: int)
     assert_within(sparse, exact, bound)
     if rest:
         local = local_constants(plan)
-        lists = tuple(local[f"local{last}.{part}"] for part in ("columns", "counts"))
-        exact = attention.run(*(each.double() for each in late), *lists, SCALE, *last_grid, *plan.tile)
+        lists = Columns(*(local[f"local{last}.{part}"] for part in ("columns", "counts")))
+        exact = attention.run(*(each.double() for each in late), lists, SCALE, last_tiles)
         assert_within(rest[0], exact, attention_bound(*late, SCALE, exact))
 
 

@@ -34,13 +34,13 @@ def test_select_columns(size: str) -> None:
 
 @pytest.mark.parametrize("index_map", ["identity", "relative", "footprint"])
 def test_map_columns_small(index_map: str) -> None:
-    schedule = [1, 2, 4, 6, 8, 12], [1, 3, 5, 8, 12, 16]
-    source = sum(h * w for h, w in zip(*schedule, strict=True)) - 12 * 16
+    schedule = kernels.Schedule((1, 2, 4, 6, 8, 12), (1, 3, 5, 8, 12, 16), 3)
+    source = schedule.offsets()[5] - 3
     lists = random_columns(2, 2, 2, source, 60)
-    fixed = (*schedule, 3, 5, 6, 8, 8, index_map, 2, 3)
-    shifted = (lists[0] + 3).clamp(max=source + 2), lists[1]
-    actual = kernels.map_columns(*on_gpu(*shifted), *fixed)
-    expected = kernels.map_columns(*shifted, *fixed)
+    mapping = kernels.ColumnMap(schedule, 5, 6, (8, 8), index_map, 2, 3)
+    shifted = kernels.Columns((lists[0] + 3).clamp(max=source + 2), lists[1])
+    actual = kernels.map_columns(kernels.Columns(*on_gpu(*shifted)), mapping)
+    expected = kernels.map_columns(shifted, mapping)
     for got, wanted in zip(actual, expected, strict=True):
         assert torch.equal(got.cpu(), wanted)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparvar import kernels
+from sparvar.kernels import Columns, QueryTiles
 
 U = 2.0**-24  # unit roundoff of fp32
 LAMBDA = 4.0
@@ -37,13 +38,18 @@ def qkv(
     return q.to(dtype), torch.randn(batch, heads, keys, dim).to(dtype), torch.randn(batch, heads, keys, dim).to(dtype)
 
 
-def random_columns(batch: int, heads: int, tiles: int, keys: int, capacity: int) -> tuple[Tensor, Tensor]:
+def tiles_of(grid_h: int, grid_w: int, tile_h: int, tile_w: int) -> QueryTiles:
+    """Return tiles of tile_h x tile_w queries on a grid of grid_h x grid_w."""
+    return QueryTiles((grid_h, grid_w), (tile_h, tile_w))
+
+
+def random_columns(batch: int, heads: int, tiles: int, keys: int, capacity: int) -> Columns:
     """Return ascending unique lists of 1 to `capacity` of `keys` keys, zeros behind them."""
     order = torch.rand(batch, heads, tiles, keys).argsort(dim=-1)[..., :capacity]
     counts = torch.randint(1, capacity + 1, (batch, heads, tiles), dtype=torch.int32)
     used = torch.arange(capacity) < counts[..., None]
     indices = order.masked_fill(~used, keys).sort(dim=-1).values
-    return indices.masked_fill(~used, 0).to(torch.int32), counts
+    return Columns(indices.masked_fill(~used, 0).to(torch.int32), counts)
 
 
 def score_error(q: Tensor, k: Tensor, scale: float) -> float:

@@ -8,8 +8,18 @@ from torch import Tensor
 
 from sparvar import kernels
 from sparvar.errors import KernelError
+from sparvar.kernels import Columns, KeptTokens
 from sparvar.kernels.column_sparse_rows import reference
-from tests.kernels.support import DTYPES, HEAD_DIMS, assert_within, attention_bound, poison_scratch, qkv, random_columns
+from tests.kernels.support import (
+    DTYPES,
+    HEAD_DIMS,
+    assert_within,
+    attention_bound,
+    poison_scratch,
+    qkv,
+    random_columns,
+    tiles_of,
+)
 
 #: Queries of each tile: even, with empty tiles at both ends and between, one tile that has all, more than one pass.
 SIZES = [(7, 7, 7), (0, 5, 0, 130, 1, 0), (0, 40), (40, 0), (300, 1, 64), (1,)]
@@ -25,21 +35,28 @@ def alive_of(keys: int, always: int = 3) -> Tensor:
     return alive
 
 
-def lists_with_sinks(batch: int, heads: int, tiles: int, keys: int, capacity: int) -> tuple[Tensor, Tensor]:
+def lists_with_sinks(batch: int, heads: int, tiles: int, keys: int, capacity: int) -> Columns:
     """Random lists that begin with key 0, which is always alive."""
-    indices, counts = random_columns(batch, heads, tiles, keys, capacity)
-    indices[..., 0] = 0
-    return indices, counts
+    columns = random_columns(batch, heads, tiles, keys, capacity)
+    columns.indices[..., 0] = 0
+    return columns
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, *given: Tensor | float | None) -> Tensor:
-    indices, counts, starts, scale, alive, correction = given
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    columns: Columns,
+    scale: float,
+    tokens: KeptTokens,
+    correction: Tensor | None = None,
+) -> Tensor:
     poison_scratch()
-    out = kernels.column_sparse_rows(q, k, v, indices, counts, starts, scale, alive, correction)  # type: ignore[arg-type]
-    extra = None if correction is None else correction.double()  # type: ignore[union-attr]
-    exact = reference.run(q.double(), k.double(), v.double(), indices, counts, starts, scale, alive, extra)  # type: ignore[arg-type]
+    out = kernels.column_sparse_rows(q, k, v, columns, scale, tokens, correction)
+    extra = None if correction is None else correction.double()
+    exact = reference.run(q.double(), k.double(), v.double(), columns, scale, tokens, extra)
     assert out.shape == q.shape and out.dtype == q.dtype and out.transpose(1, 2).is_contiguous()
-    bound = attention_bound(q, k, v, scale, exact)  # type: ignore[arg-type]
+    bound = attention_bound(q, k, v, scale, exact)
     if extra is not None:
         bound = bound + 2.0**-22 * (exact.abs() + extra.abs())
     assert_within(out, exact, bound)
@@ -51,8 +68,8 @@ def check(q: Tensor, k: Tensor, v: Tensor, *given: Tensor | float | None) -> Ten
 def test_sizes_of_tiles(implementation: str, sizes: tuple[int, ...], shared: tuple[int, int]) -> None:
     q, k, v = qkv(2, 3, sum(sizes), 200, 64)
     lists = lists_with_sinks(*shared, len(sizes), 200, 140)
-    check(q, k, v, *lists, starts_of(sizes), 0.125, alive_of(200), None)
-    check(q, k, v, *lists, starts_of(sizes), 0.125, None, torch.randn_like(q))
+    check(q, k, v, lists, 0.125, KeptTokens(starts_of(sizes), alive_of(200)))
+    check(q, k, v, lists, 0.125, KeptTokens(starts_of(sizes)), torch.randn_like(q))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -60,21 +77,22 @@ def test_sizes_of_tiles(implementation: str, sizes: tuple[int, ...], shared: tup
 def test_head_dims_and_dtypes(implementation: str, dim: int, dtype: torch.dtype) -> None:
     sizes = (9, 0, 50)
     q, k, v = qkv(1, 2, 59, 300, dim, dtype)
-    check(q, k, v, *lists_with_sinks(1, 2, 3, 300, 130), starts_of(sizes), dim**-0.5, alive_of(300), None)
+    check(q, k, v, lists_with_sinks(1, 2, 3, 300, 130), dim**-0.5, KeptTokens(starts_of(sizes), alive_of(300)))
 
 
 def test_large_logits_and_strided_inputs(implementation: str) -> None:
     base = torch.randn(2, 90, 3, 2, 64) * 20
     q, k, v = (part.transpose(1, 2) for part in base.unbind(2))
-    check(q[:, :, :59], k, v, *lists_with_sinks(1, 2, 3, 90, 40), starts_of((9, 0, 50)), 1.0, alive_of(90), None)
+    tokens = KeptTokens(starts_of((9, 0, 50)), alive_of(90))
+    check(q[:, :, :59], k, v, lists_with_sinks(1, 2, 3, 90, 40), 1.0, tokens)
 
 
 def test_all_tokens_is_column_sparse_attention() -> None:
     q, k, v = qkv(1, 2, 8 * 12, 200, 64)
     lists = random_columns(1, 2, 6, 200, 50)
-    whole = kernels.column_sparse_attention(q, k, v, *lists, 0.125, 8, 12, 4, 4)
+    whole = kernels.column_sparse_attention(q, k, v, lists, 0.125, tiles_of(8, 12, 4, 4))
     order = torch.arange(96).view(2, 4, 3, 4).transpose(1, 2).flatten()
-    rows = kernels.column_sparse_rows(q[:, :, order], k, v, *lists, starts_of((16,) * 6), 0.125)
+    rows = kernels.column_sparse_rows(q[:, :, order], k, v, lists, 0.125, KeptTokens(starts_of((16,) * 6)))
     assert torch.equal(rows, whole[:, :, order])
 
 
@@ -98,7 +116,6 @@ def test_opcheck() -> None:
 )
 def test_bad_arguments(change: dict[str, Tensor], expected: str) -> None:
     q, k, v = qkv(1, 2, 20, 60, 64)
-    indices, counts = random_columns(1, 1, 3, 60, 20)
-    given = {"starts": starts_of((7, 7, 6)), "alive": None, "correction": None, **change}
+    tokens = KeptTokens(change.get("starts", starts_of((7, 7, 6))), change.get("alive"))
     with pytest.raises(KernelError, match=expected):
-        kernels.column_sparse_rows(q, k, v, indices, counts, scale=0.125, **given)  # type: ignore[arg-type]
+        kernels.column_sparse_rows(q, k, v, random_columns(1, 1, 3, 60, 20), 0.125, tokens, change.get("correction"))

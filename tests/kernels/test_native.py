@@ -19,7 +19,7 @@ import torch
 from sparvar import kernels
 from sparvar.errors import KernelError, OptionError, SparvarWarning
 from sparvar.kernels.common import native
-from tests.kernels.support import qkv
+from tests.kernels.support import qkv, tiles_of
 
 needs_compiler = pytest.mark.skipif(
     not kernels.native_status().usable, reason=f"no native kernels: {kernels.native_status().reason}"
@@ -184,7 +184,7 @@ def test_narrower_vectors_give_the_same(
         for dtype in (torch.float32, torch.float16):
             test_attention_stats.test_head_dims_and_dtypes("native", 104, dtype)
             test_column_sparse_attention.test_head_dims_and_dtypes("native", 120, dtype)
-        test_column_sparse_attention.test_geometries_and_shared_lists("native", (20, 20, 20, 18), (1, 3))
+        test_column_sparse_attention.test_geometries_and_shared_lists("native", tiles_of(20, 20, 20, 18), (1, 3))
 
 
 @needs_compiler
@@ -220,7 +220,7 @@ def test_exp2_is_within_two_ulp(monkeypatch: pytest.MonkeyPatch) -> None:
     k = torch.zeros(1, 1, len(exponents), 8)
     k[..., 0] = exponents
     q = torch.ones(1, 1, 1, 8)
-    sums = kernels.column_sums(q, k, torch.zeros(1, 1, 1), scale, 1, 1, 1, 1)[0, 0, 0].double()
+    sums = kernels.column_sums(q, k, torch.zeros(1, 1, 1), scale, tiles_of(1, 1, 1, 1))[0, 0, 0].double()
     exact = torch.exp2(exponents.double())
     ulp = torch.exp2(torch.floor(exponents.double())) * 2.0**-23
     assert float((sums - exact).abs().div(ulp).max()) <= 2.0

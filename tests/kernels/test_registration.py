@@ -11,7 +11,7 @@ import torch
 
 from sparvar import kernels
 from sparvar.errors import KernelError
-from tests.kernels.support import qkv, random_columns
+from tests.kernels.support import qkv, random_columns, tiles_of
 
 
 def cases() -> dict[str, tuple[Any, ...]]:
@@ -70,9 +70,9 @@ def test_compiled_graph_agrees(backend: str, mode: Any) -> None:
             grown.append(kernels.kv_extend(new, token, 16, 80, 2))
         q = (x * 2).view(2, 24, 3, 16).transpose(1, 2)
         out, lse, entropy = kernels.attention_stats(q, *grown, 0.25)
-        sums = kernels.column_sums(q, grown[0], lse, 0.25, 4, 6, 2, 6)
+        sums = kernels.column_sums(q, grown[0], lse, 0.25, tiles_of(4, 6, 2, 6))
         columns = kernels.select_columns(sums, 20)
-        sparse = kernels.column_sparse_attention(q, *grown, *columns, 0.25, 4, 6, 2, 6, out)
+        sparse = kernels.column_sparse_attention(q, *grown, columns, 0.25, tiles_of(4, 6, 2, 6), out)
         return sparse.transpose(1, 2).reshape(2, 24, 48) * 2, entropy + 1, *grown
 
     with mode():
@@ -99,7 +99,8 @@ def test_compiled_code_reports_errors_while_tracing() -> None:
 def test_meta_tensors_run_the_fake() -> None:
     q, k, v = (x.to("meta") for x in qkv(1, 2, 8, 12, 16))
     assert [x.device.type for x in kernels.attention_stats(q, k, v, 0.25)] == ["meta"] * 3
-    indices, _ = kernels.local_columns([1, 2], [1, 2], 0, 2, 2, 2, [0, 3], 1, "meta")
+    windows = kernels.LocalWindows(kernels.Schedule((1, 2), (1, 2)), 2, (2, 2), (0, 3), 1)
+    indices, _ = kernels.local_columns(windows, "meta")
     assert indices.device.type == "meta"
 
 

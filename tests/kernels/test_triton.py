@@ -43,9 +43,11 @@ TRACE = (
 
 class Model(torch.nn.Module):
     def forward(self, q, k, v, indices, counts):
+        tiles = kernels.QueryTiles((4, 6), (2, 6))
         out, lse, entropy = kernels.attention_stats(q * 2, k, v, 0.125)
-        sums = kernels.column_sums(q, k, lse, 0.125, 4, 6, 2, 6)
-        sparse = kernels.column_sparse_attention(q * 3, k, v, indices, counts, 0.125, 4, 6, 2, 6, out)
+        sums = kernels.column_sums(q, k, lse, 0.125, tiles)
+        columns = kernels.Columns(indices, counts)
+        sparse = kernels.column_sparse_attention(q * 3, k, v, columns, 0.125, tiles, out)
         return sparse + 1, sums, entropy
 
 

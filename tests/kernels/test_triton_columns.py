@@ -71,7 +71,8 @@ TRACE = (
 class Model(torch.nn.Module):
     def forward(self, sums):
         columns = kernels.select_columns(sums + 1, 7)
-        return kernels.map_columns(*columns, [2, 4, 8], [2, 4, 8], 0, 2, 3, 4, 4, "relative", 1, 3)
+        schedule = kernels.Schedule((2, 4, 8), (2, 4, 8))
+        return kernels.map_columns(columns, kernels.ColumnMap(schedule, 2, 3, (4, 4), "relative", 1, 3))
 
 
 with FakeTensorMode(), torch.no_grad():

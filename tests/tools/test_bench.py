@@ -45,9 +45,9 @@ def test_the_loop_that_ours_is_compared_with_is_column_sparse_attention() -> Non
     tiles = bench_ops.tile_queries(16)
     indices = torch.stack([torch.randperm(k.shape[2])[:50].sort().values for _ in range(2 * len(tiles))])
     indices = indices.view(1, 2, len(tiles), 50).int()
-    counts = torch.full(indices.shape[:-1], 50, dtype=torch.int32)
-    ours = kernels.column_sparse_attention(q, k, v, indices, counts, 64**-0.5, 16, 16, 8, 16)
-    torch.testing.assert_close(bench_ops.gather_and_sdpa(q, k, v, indices, counts, tiles), ours)
+    columns = kernels.Columns(indices, torch.full(indices.shape[:-1], 50, dtype=torch.int32))
+    ours = kernels.column_sparse_attention(q, k, v, columns, 64**-0.5, kernels.QueryTiles((16, 16), (8, 16)))
+    torch.testing.assert_close(bench_ops.gather_and_sdpa(q, k, v, columns, tiles), ours)
 
 
 def test_a_variant_that_disagrees_is_an_error() -> None:

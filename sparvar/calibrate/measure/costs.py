@@ -23,6 +23,7 @@ from sparvar.errors import OutputError
 from sparvar.private_files import make_folder
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan, write_whole
 from sparvar.version import __version__
@@ -168,7 +169,7 @@ def measure(
     setting = max(space.settings, key=lambda one: (one.sinks, one.window))  # mapping is not made cheaper than it is
     for scale in range(decision, base.scales + 1):
         query, key, value = random(base.tokens(scale)), random(base.keys(scale)), random(base.keys(scale))
-        grid = base.grid(scale)
+        tiles = query_tiles(base, scale)
         table.dense[scale] = _seconds(partial(F.scaled_dot_product_attention, query, key, value), device)
         if scale in space.decisions:
             decide = partial(_decide, plan, scale, query, key, value, factor)
@@ -177,7 +178,7 @@ def measure(
             points = []
             for budget in SHARES:
                 columns = Columns(*kernels.select_columns(sums, max(1, round(budget * base.keys(scale)))))
-                attend = partial(attend_columns, query, key, value, columns, None, factor, grid, base.tile)
+                attend = partial(attend_columns, query, key, value, columns, None, factor, tiles)
                 points.append((budget, _seconds(attend, device)))
             table.correcting[scale] = _line(points)
             decided = sums if scale == decision else decided
@@ -194,7 +195,7 @@ def measure(
             context.session.columns[0, wanted] = Columns(*kernels.select_columns(decided, wanted))
             columns = mapped_columns(context, rows)
             kept = float(columns.counts.double().mean()) / base.keys(scale)
-            attend = partial(attend_columns, query, key, value, columns, None, factor, grid, base.tile)
+            attend = partial(attend_columns, query, key, value, columns, None, factor, tiles)
             points.append((kept, _seconds(attend, device)))
             table.mapping[scale] = _seconds(partial(mapped_columns, context, rows), device)
             context.session.delta[0] = random(base.tokens(decision))

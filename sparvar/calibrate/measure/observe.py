@@ -19,6 +19,7 @@ from sparvar.calibrate.measure.pruning import PruningSums
 from sparvar.errors import SparvarError, message
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan
 
@@ -117,7 +118,7 @@ class Observer:
         for first in self.space.firsts:
             wanted = max(1, round(first * self.base.keys(site.scale)))
             columns = Columns(*kernels.select_columns(sums, wanted))
-            kept = attend_columns(query, key, value, columns, None, scale, self.base.grid(site.scale), self.base.tile)
+            kept = attend_columns(query, key, value, columns, None, scale, query_tiles(self.base, site.scale))
             # Half of the memory; its rounding is far below what candidates lose.
             self._delta[site.layer, site.scale, first] = (out - kept).bfloat16()
 
@@ -179,7 +180,8 @@ class _View:
     def candidate(self, name: str, columns: Columns, tile: tuple[int, int]) -> Tensor:
         """Attend to the columns of a whole grid on the sample, add up what that loses, and return the output."""
         columns = self.sample.columns(columns)
-        sparse = attend_columns(self.query, self.key, self.value, columns, None, self.scale, self.sample.grid, tile)
+        tiles = kernels.QueryTiles(self.sample.grid, tile)
+        sparse = attend_columns(self.query, self.key, self.value, columns, None, self.scale, tiles)
         _add(self.found["errors"], name, _energy(sparse - self.out))
         _add(self.found["kept"], name, [float(columns.counts.double().mean()) / self.mass.shape[-1]])
         _add(self.found["recall"], name, [float(mass_on(columns, self.mass).mean())])
@@ -230,10 +232,10 @@ class WindowMass:
     def _columns(self, scale: int, source: int, side: int, device: torch.device) -> Columns:
         key = scale, source, side
         if key not in self._lists:
-            heights, widths = zip(*self.base.schedule, strict=True)
-            windows = [side if number == source else 0 for number in range(1, scale + 1)]
-            arguments = (list(heights), list(widths), self.base.prefix, scale, *self.base.tile, windows, 0, device)
-            self._lists[key] = Columns(*kernels.local_columns(*arguments))
+            schedule = kernels.Schedule.of(self.base.schedule, self.base.prefix)
+            sides = tuple(side if number == source else 0 for number in range(1, scale + 1))
+            windows = kernels.LocalWindows(schedule, scale, self.base.tile, sides, 0)
+            self._lists[key] = Columns(*kernels.local_columns(windows, device))
         return self._lists[key]
 
     def see(self, scale: int, sums: Tensor, found: Sums) -> None:

@@ -15,6 +15,7 @@ from sparvar.calibrate.measure.costs import SHARES, CostTable
 from sparvar.compiler.find_sites import find_candidates
 from sparvar.kernels import Gpu, SiteWork, Work, gpu_fit, map_capacity, roofline_seconds
 from sparvar.kernels.common.torch_compat import flop_counter
+from sparvar.runtime.geometry import column_map
 from sparvar.scale_plans import Plan
 
 TARGET_DTYPE = torch.bfloat16
@@ -187,11 +188,7 @@ def _mapping(base: Plan, space: Space, site: SiteWork, decision: int, scale: int
     choice = Choice(("cs4a",) * len(base.layers), setting, decision, budgets=budgets)
     plan = plan_of(base, space, choice)
     kept = plan.source_columns(scale)
-    heights, widths = zip(*plan.schedule, strict=True)
-    window = plan.cs4a[scale].window
-    capacity = map_capacity(
-        kept, heights, widths, plan.prefix, decision, scale, *plan.tile, plan.index_map, plan.sink_scales, window
-    )
+    capacity = map_capacity(kept, column_map(plan, scale))
     return site.map_columns(_tiles(base, decision), _tiles(base, scale), kept, capacity, base.keys(scale))
 
 

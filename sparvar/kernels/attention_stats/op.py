@@ -1,44 +1,37 @@
-"""Schema, fake, checks and dispatch of `attention_stats`."""
+"""Declaration of `attention_stats`: schema, checks, fake and implementations."""
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparvar.kernels.attention_stats import cpu, portable
-from sparvar.kernels.common.checks import attention_output, check_attention, check_inference
-from sparvar.kernels.common.gpu import triton_kernels
-from sparvar.kernels.common.library import define
-from sparvar.kernels.common.native import use_native
+from sparvar.kernels.common.checks import attention_output, check_attention
+from sparvar.kernels.common.library import ByDevice, define
 
 __all__ = ["attention_stats"]
 
 
-def _gpu(q: Tensor, *_: object) -> ModuleType | None:
-    return triton_kernels("attention_stats", q.device, q.dtype)
-
-
-def _run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Any, ...]:
     check_attention(q, k, v)
-    check_inference("attention_stats", q, k, v)
-    if q.device.type == "cpu" and q.dtype != torch.float64 and use_native():
-        return cpu.run(q, k, v, scale)
-    if (kernels := _gpu(q)) is not None:
-        result: tuple[Tensor, Tensor, Tensor] = kernels.run(q, k, v, scale)
-        return result
-    return portable.run(q, k, v, scale)
+    return q, k, v, scale
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    check_attention(q, k, v)
+def _empty(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     row = q.new_empty(q.shape[:3], dtype=torch.float32)
     return attention_output(q), row, torch.empty_like(row)
 
 
-_op = define(
-    "attention_stats(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor, Tensor)", _run, _fake, _gpu
+_run = ByDevice("attention_stats", cpu.run, portable.run)
+_op: Callable[..., tuple[Tensor, Tensor, Tensor]] = define(
+    "attention_stats(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor, Tensor)",
+    _prepare,
+    _run,
+    _empty,
+    _run.gpu,
 )
 
 
@@ -52,5 +45,4 @@ def attention_stats(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tens
 
     Raises `KernelError` on wrong shapes, dtypes or devices, and on inputs that require a gradient.
     """
-    result: tuple[Tensor, Tensor, Tensor] = _op(q, k, v, scale)
-    return result
+    return _op(q, k, v, scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,12 +24,13 @@ from sparvar.kernels.common.blocks import (
     tile_rows,
 )
 from sparvar.kernels.common.checks import attention_output
-from sparvar.kernels.common.geometry import tile_count
+from sparvar.kernels.common.columns import Columns
+from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.library import launchable
 from sparvar.kernels.common.torch_compat import GLUON_VERSIONS
 
-__all__ = ["KERNELS", "candidates", "pinned", "run"]
+__all__ = ["KERNELS", "Choice", "candidates", "pinned", "run"]
 
 
 @triton.jit
@@ -156,6 +157,16 @@ def column_sparse_kernel(
 KERNELS = (column_sparse_kernel, check_lists_kernel)
 
 
+class Choice(NamedTuple):
+    """A configuration of `column_sparse_kernel`; `runs`: steps of contiguous keys are loaded as such."""
+
+    block: Block | None = None
+    runs: bool = False
+
+
+CHOSEN = Choice()
+
+
 def pinned(dim: int, dtype: torch.dtype, hip: bool, runs: bool = False) -> Block:
     """Return the configuration that is proven to fit every supported GPU without spills (docs/design/gpu.md).
 
@@ -212,51 +223,46 @@ def run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    indices: Tensor,
-    counts: Tensor,
+    columns: Columns,
     scale: float,
-    grid_h: int,
-    grid_w: int,
-    tile_h: int,
-    tile_w: int,
+    tiles: QueryTiles,
     correction: Tensor | None,
-    block: Block | None = None,
-    runs: bool = False,
+    choice: Choice = CHOSEN,
 ) -> Tensor:
     """Return [B, H, N, D] in the dtype of q. Sums in fp32; weights are rounded to the dtype before they meet v.
 
-    `block` and `runs` (contiguous steps are loaded as such) replace what SPARVAR_GPU_TUNE would choose.
+    `choice` replaces what SPARVAR_GPU_TUNE would choose.
     """
+    block, runs = choice
     batch, heads, _, dim = q.shape
-    tiles = tile_count(grid_h, grid_w, tile_h, tile_w)
+    queries = tiles.tile[0] * tiles.tile[1]
     out = attention_output(q)
-    if block is None and not runs and env.gpu_tune() == "pinned" and _on_hopper(q, scale, tile_h * tile_w):
+    if block is None and not runs and env.gpu_tune() == "pinned" and _on_hopper(q, scale, queries):
         from sparvar.kernels.column_sparse_attention import hopper
 
         good = flag(q.device) if env.gpu_checks() else None
-        hopper.run(q, k, v, out, indices, counts, good, scale, (grid_h, grid_w, tile_h, tile_w), correction)
+        hopper.run((q, k, v), out, columns, good, scale, tiles, correction)
         if good is not None:
             assert_good(good)
         return out
     if env.gpu_checks():
-        check_lists(indices, counts, k.shape[2])
+        check_lists(columns, k.shape[2])
     q, *q_strides = operand(q)
     k, *k_strides = operand(k)
     v, *v_strides = operand(v)
     extra, *extra_strides = operand(q if correction is None else correction)
-    if indices.stride(3) != 1:
-        indices = indices.contiguous()
+    indices, counts = columns.packed()
     search = block is None and env.gpu_tune() == "search" and not interpreted(column_sparse_kernel)
     block = block or pinned(dim, q.dtype, torch.version.hip is not None, runs)
-    block_m = block_queries(block.m, tile_h * tile_w)
+    block_m = block_queries(block.m, queries)
     kernel: Any = column_sparse_kernel
-    choice: dict[str, Any] = {"BLOCK_N": block.n, "RUNS": runs, "num_warps": block.warps, "num_stages": block.stages}
+    options: dict[str, Any] = {"BLOCK_N": block.n, "RUNS": runs, "num_warps": block.warps, "num_stages": block.stages}
     if search:
         shared = indices.shape[1] == 1 and heads > 1
-        kernel, choice = _searched(dim, q.dtype, shared, triton.next_power_of_2(indices.shape[3])), {}
+        kernel, options = _searched(dim, q.dtype, shared, triton.next_power_of_2(indices.shape[3])), {}
     launch(
         kernel,
-        (tiles * triton.cdiv(tile_h * tile_w, block_m), heads, batch),
+        (tiles.number * triton.cdiv(queries, block_m), heads, batch),
         q,
         k,
         v,
@@ -272,16 +278,15 @@ def run(
         *list_strides(counts),
         k.shape[2],
         indices.shape[3],
-        grid_h,
-        grid_w,
+        *tiles.grid,
         scale * LOG2E,
-        TILE_H=tile_h,
-        TILE_W=tile_w,
+        TILE_H=tiles.tile[0],
+        TILE_W=tiles.tile[1],
         DIM=dim,
         BLOCK_D=block_dim(dim),
         BLOCK_M=block_m,
         EXTRA=correction is not None,
         WIDEN=interpreted(column_sparse_kernel) and q.dtype == torch.bfloat16,
-        **choice,
+        **options,
     )
     return out

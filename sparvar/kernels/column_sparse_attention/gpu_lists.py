@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.torch_compat import assert_on_device
 
@@ -73,8 +74,9 @@ def assert_good(good: Tensor) -> None:
     assert_on_device(good, MESSAGE)
 
 
-def check_lists(indices: Tensor, counts: Tensor, keys: int) -> None:
-    """Assert on the device that indices [B', H', G, K] and counts [B', H', G] are lists of `keys` keys."""
+def check_lists(columns: Columns, keys: int) -> None:
+    """Assert on the device that `columns` are lists of `keys` keys."""
+    indices, counts = columns
     batch, heads, tiles, capacity = indices.shape
     good = torch.ones(1, dtype=torch.int32, device=indices.device)
     launch(

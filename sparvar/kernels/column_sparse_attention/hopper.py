@@ -22,7 +22,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from sparvar.kernels.column_sparse_attention.hopper_load import count_of, place, produce, tokens
 from sparvar.kernels.common.binding import list_strides
 from sparvar.kernels.common.blocks import LOG2E, operand
-from sparvar.kernels.common.geometry import tile_count
+from sparvar.kernels.common.columns import Columns
+from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.torch_compat import gluon_barrier
 
 BLOCK_N, STAGES = 64, 5
@@ -308,29 +309,24 @@ def multiprocessors(index: int) -> int:
 
 
 def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: tuple[Tensor, Tensor, Tensor],
     out: Tensor,
-    indices: Tensor,
-    counts: Tensor,
+    columns: Columns,
     good: Tensor | None,
     scale: float,
-    geometry: tuple[int, int, int, int],
+    tiles: QueryTiles,
     correction: Tensor | None,
-    step: int = BLOCK_N,
-    stages: int = STAGES,
+    steps: tuple[int, int] = (BLOCK_N, STAGES),
 ) -> None:
-    """Fill `out` [B, H, N, D], which is [B, N, H, D] in memory, and store 0 to `good` [1] if a list is bad."""
-    grid_h, grid_w, tile_h, tile_w = geometry
-    batch, heads, _, dim = q.shape
-    items = batch * heads * tile_count(grid_h, grid_w, tile_h, tile_w)
-    q, *q_strides = operand(q)
-    k, *k_strides = operand(k)
-    v, *v_strides = operand(v)
+    """Fill `out` [B, H, N, D], which is [B, N, H, D] in memory, and store 0 to `good` [1] if a list is bad.
+
+    `steps`: keys of one step, and steps in shared memory.
+    """
+    batch, heads, _, dim = qkv[0].shape
+    items = batch * heads * tiles.number
+    (q, *q_strides), (k, *k_strides), (v, *v_strides) = map(operand, qkv)
     extra, *extra_strides = operand(q if correction is None else correction)
-    if indices.stride(3) != 1:
-        indices = indices.contiguous()
+    indices, counts = columns.packed()
     kernel: Any = column_sparse_hopper_kernel
     with torch.cuda.device_of(q):
         kernel[(min(items, multiprocessors(q.device.index)),)](
@@ -352,14 +348,13 @@ def run(
             heads,
             k.shape[2],
             indices.shape[3],
-            grid_h,
-            grid_w,
+            *tiles.grid,
             scale * LOG2E,
-            TILE_H=tile_h,
-            TILE_W=tile_w,
+            TILE_H=tiles.tile[0],
+            TILE_W=tiles.tile[1],
             DIM=dim,
-            BLOCK_N=step,
-            STAGES=stages,
+            BLOCK_N=steps[0],
+            STAGES=steps[1],
             EXTRA=correction is not None,
             CHECK=good is not None,
             num_warps=4,

@@ -12,38 +12,31 @@ from torch import Tensor
 
 from sparvar.kernels.column_sparse_attention.op import column_sparse_attention
 from sparvar.kernels.common.checks import attention_output
+from sparvar.kernels.common.columns import Columns, KeptTokens
+from sparvar.kernels.common.geometry import QueryTiles
 
 __all__ = ["filtered", "run"]
 
 PIECE = 64
 
 
-def filtered(indices: Tensor, counts: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ascending lists [B', H', G, K] and counts without the keys that ``alive`` bool [T] does not mark."""
-    slot = torch.arange(indices.shape[3], device=indices.device)
-    used = slot < counts[..., None]
-    lives = used & alive[indices.long().clamp(0, alive.shape[0] - 1)]
-    place = torch.where(lives, lives.cumsum(-1) - 1, indices.shape[3])
-    kept = indices.new_zeros((*indices.shape[:3], indices.shape[3] + 1)).scatter_(-1, place, indices)
-    return kept[..., :-1], lives.sum(-1, dtype=torch.int32)
+def filtered(columns: Columns, alive: Tensor) -> Columns:
+    """Return ascending lists of the same capacity without the keys that ``alive`` bool [T] does not mark."""
+    indices, capacity = columns.indices, columns.indices.shape[3]
+    lives = columns.used() & alive[indices.long().clamp(0, alive.shape[0] - 1)]
+    place = torch.where(lives, lives.cumsum(-1) - 1, capacity)
+    lists = indices.new_zeros((*indices.shape[:3], capacity + 1)).scatter_(-1, place, indices)
+    return Columns(lists[..., :-1], lives.sum(-1, dtype=torch.int32))
 
 
 def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    starts: Tensor,
-    scale: float,
-    alive: Tensor | None,
-    correction: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, columns: Columns, scale: float, kept: KeptTokens, correction: Tensor | None
 ) -> Tensor:
     """Return [B, H, n, D] in the dtype of q."""
     batch, heads, rows, dim = q.shape
+    starts, alive = kept
+    indices, counts = columns if alive is None else filtered(columns, alive)
     tiles = indices.shape[2]
-    if alive is not None:
-        indices, counts = filtered(indices, counts, alive)
     # A piece holds queries of one tile alone. n rows of G tiles make at most n / PIECE + G pieces: a static number.
     pieces = rows // PIECE + tiles
     sizes = starts.diff()
@@ -56,10 +49,8 @@ def run(
     slot = first[:, None] + torch.arange(PIECE, device=q.device)
     real = (slot < starts[tile + 1][:, None]) & (number < ends[-1])[:, None]
     source = torch.where(real, slot, 0).flatten()  # [pieces * PIECE]
-    spread = q[:, :, source]
-    part = column_sparse_attention(
-        spread, k, v, indices[:, :, tile].contiguous(), counts[:, :, tile].contiguous(), scale, pieces, PIECE, 1, PIECE
-    )
+    of_pieces = Columns(indices[:, :, tile].contiguous(), counts[:, :, tile].contiguous())
+    part = column_sparse_attention(q[:, :, source], k, v, of_pieces, scale, QueryTiles((pieces, PIECE), (1, PIECE)))
     out = attention_output(q)
     # Padding goes behind the last row, which is cut off again.
     target = torch.where(real.flatten(), source, rows)

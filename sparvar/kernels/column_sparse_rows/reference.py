@@ -5,22 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparvar.kernels.column_sparse_attention.reference import masked_attention
+from sparvar.kernels.common.columns import Columns, KeptTokens
+
 __all__ = ["run"]
 
 
 def run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    starts: Tensor,
-    scale: float,
-    alive: Tensor | None = None,
-    correction: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, columns: Columns, scale: float, kept: KeptTokens, correction: Tensor | None = None
 ) -> Tensor:
     """Return [B, H, n, D] in the dtype of q."""
     batch, heads, rows, _ = q.shape
+    (indices, counts), (starts, alive) = columns, kept
     allowed = torch.zeros(batch, heads, rows, k.shape[2], dtype=torch.bool)
     for b in range(batch):
         for h in range(heads):
@@ -30,7 +26,4 @@ def run(
                 keys = keys if alive is None else keys[alive[keys]]
                 for n in range(int(starts[g]), int(starts[g + 1])):
                     allowed[b, h, n, keys] = True
-    scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * scale
-    scores = scores.masked_fill(~allowed.to(q.device), float("-inf"))
-    out = torch.einsum("bhnt,bhtd->bhnd", torch.softmax(scores, dim=-1), v)
-    return out if correction is None else out + correction
+    return masked_attention(q, k, v, allowed, scale, correction)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparvar.kernels.common.blocks import BITS, LOG2E, Block, block_dim, block_queries, interpreted, operand, sm_90
-from sparvar.kernels.common.geometry import axis_tiles, tile_count
+from sparvar.kernels.common.geometry import QueryTiles, axis_tiles
 from sparvar.kernels.common.launch import launch
 
 __all__ = ["KERNELS", "SPAN", "pinned", "run"]
@@ -158,18 +158,15 @@ def run(
     k: Tensor,
     lse: Tensor,
     scale: float,
-    grid_h: int,
-    grid_w: int,
-    tile_h: int,
-    tile_w: int,
+    tiles: QueryTiles,
     stride: int,
     block: Block | None = None,
     span: int = 0,
 ) -> Tensor:
     """Return [B, H, G, T] fp32. Sums in fp32. `block` and `span` replace the pinned ones."""
     batch, heads, _, dim = q.shape
-    keys, tiles = k.shape[2], tile_count(grid_h, grid_w, tile_h, tile_w)
-    sums = q.new_empty((batch, heads, tiles, keys), dtype=torch.float32)
+    keys, (tile_h, tile_w) = k.shape[2], tiles.tile
+    sums = q.new_empty((batch, heads, tiles.number, keys), dtype=torch.float32)
     q, *q_strides = operand(q)
     k, *k_strides = operand(k)
     hopper = sm_90(q.device)
@@ -177,7 +174,7 @@ def run(
     span = span or (SPAN_SM_90 if hopper else SPAN)
     launch(
         column_sums_kernel,
-        (tiles * triton.cdiv(keys, span), heads, batch),
+        (tiles.number * triton.cdiv(keys, span), heads, batch),
         q,
         k,
         lse.float().contiguous(),
@@ -185,8 +182,7 @@ def run(
         *q_strides,
         *k_strides,
         keys,
-        grid_h,
-        grid_w,
+        *tiles.grid,
         scale * LOG2E,
         TILE_H=tile_h,
         TILE_W=tile_w,

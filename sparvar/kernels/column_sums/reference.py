@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparvar.kernels.common.geometry import QueryTiles
+
 __all__ = ["run"]
 
 
-def run(
-    q: Tensor, k: Tensor, lse: Tensor, scale: float, grid_h: int, grid_w: int, tile_h: int, tile_w: int, stride: int = 1
-) -> Tensor:
+def run(q: Tensor, k: Tensor, lse: Tensor, scale: float, tiles: QueryTiles, stride: int = 1) -> Tensor:
     """Return [B, H, G, T] in the dtype of q."""
+    (grid_h, grid_w), (tile_h, tile_w) = tiles
     across = (grid_w + tile_w - 1) // tile_w
     members: dict[int, list[int]] = {}
     sampled: dict[int, list[int]] = {}

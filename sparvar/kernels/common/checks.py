@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparvar.errors import KernelError, message
+from sparvar.kernels.common.geometry import QueryTiles, Schedule
 
 __all__ = [
     "attention_output",
     "check_attention",
     "check_columns",
-    "check_geometry",
     "check_inference",
     "check_positive",
     "check_scale_number",
     "check_schedule",
+    "check_tiles",
     "fail",
 ]
 
@@ -34,14 +36,13 @@ def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def check_inference(op: str, *tensors: Tensor | None) -> None:
+def check_inference(op: str, arguments: Iterable[Any]) -> None:
     """The ops have no gradient: refuse inputs that want one rather than return a result without."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                raise fail(
-                    op, "be called without gradients", "an input that requires one", "use torch.no_grad() or detach it"
-                )
+    for value in arguments:
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise fail(
+                op, "be called without gradients", "an input that requires one", "use torch.no_grad() or detach it"
+            )
 
 
 def check_positive(**values: int) -> None:
@@ -66,7 +67,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
     for name, x in (("k", k), ("v", v)):
         if x is None:
             continue
-        if x.dim() != 4 or x.shape[0] != batch or x.shape[1] != heads or x.shape[2] != keys or x.shape[3] != dim:
+        if x.shape != (batch, heads, keys, dim):
             of_k = "" if name == "k" else f" with T = {keys} as in k"
             raise fail(name, f"be [B, H, T, D] = [{batch}, {heads}, T, {dim}]{of_k}", _shape(x))
         if x.dtype != q.dtype:
@@ -77,9 +78,11 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
         raise fail("k", "hold at least one key", _shape(k))
 
 
-def check_geometry(q: Tensor, grid_h: int, grid_w: int, tile_h: int, tile_w: int) -> None:
+def check_tiles(q: Tensor, tiles: QueryTiles) -> None:
     """The queries are the tokens of the grid in raster order; tiles are not empty."""
-    check_positive(grid_h=grid_h, grid_w=grid_w, tile_h=tile_h, tile_w=tile_w)
+    (grid_h, grid_w), (tile_h, tile_w) = tiles
+    if grid_h < 1 or grid_w < 1 or tile_h < 1 or tile_w < 1:
+        check_positive(grid_h=grid_h, grid_w=grid_w, tile_h=tile_h, tile_w=tile_w)
     if q.shape[2] != grid_h * grid_w:
         raise fail("q", f"have grid_h * grid_w = {grid_h} * {grid_w} = {grid_h * grid_w} queries", q.shape[2])
 
@@ -93,15 +96,14 @@ def check_columns(indices: Tensor, counts: Tensor, batch: int, heads: int, tiles
             raise fail(name, "be int32", tensor.dtype)
         if tensor.device != device:
             raise fail(name, f"be on {device}", tensor.device)
-    if counts.dim() != 3 or any(counts.shape[i] != indices.shape[i] for i in range(3)):
-        raise fail(
-            "counts", f"be the shape of indices without its last dimension, {list(indices.shape[:3])}", _shape(counts)
-        )
-    for axis, (name, size) in enumerate((("batch rows", batch), ("heads", heads))):
-        if indices.shape[axis] != 1 and indices.shape[axis] != size:
-            raise fail("indices", f"have 1 or {size} {name}", indices.shape[axis])
-    if indices.shape[2] != tiles:
-        raise fail("indices", f"have one row for each of the {tiles} query tiles", indices.shape[2])
+    lead = indices.shape[:3]
+    if counts.shape != lead:
+        raise fail("counts", f"be the shape of indices without its last dimension, {list(lead)}", _shape(counts))
+    for name, size, wanted in (("batch rows", lead[0], batch), ("heads", lead[1], heads)):
+        if size != 1 and size != wanted:
+            raise fail("indices", f"have 1 or {wanted} {name}", size)
+    if lead[2] != tiles:
+        raise fail("indices", f"have one row for each of the {tiles} query tiles", lead[2])
 
 
 def check_scale_number(name: str, value: int, scales: int) -> None:
@@ -110,8 +112,9 @@ def check_scale_number(name: str, value: int, scales: int) -> None:
         raise fail(name, f"be a scale number from 1 to {scales}", value)
 
 
-def check_schedule(heights: Sequence[int], widths: Sequence[int], prefix: int, sink_scales: int, target: int) -> None:
+def check_schedule(schedule: Schedule, sink_scales: int, target: int) -> None:
     """A schedule of at least `target` scales, no negative prefix, sinks within the target's keys."""
+    heights, widths, prefix = schedule
     if len(heights) != len(widths):
         raise fail("widths", f"be as long as heights, {len(heights)}", len(widths))
     if not heights:

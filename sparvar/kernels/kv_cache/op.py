@@ -1,14 +1,17 @@
-"""Schema, fake, checks and dispatch of `kv_adopt` and `kv_extend`.
+"""Declaration of `kv_adopt` and `kv_extend`: schema, checks, fake and implementation.
 
 Torch ops on slices do the work on every device, so there is one implementation, in `buffers`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sparvar.kernels.common.checks import check_inference, fail
+from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.library import define
 from sparvar.kernels.kv_cache import buffers
 
@@ -24,9 +27,12 @@ def _check_cache(name: str, cache: Tensor, length: int, capacity: int, dim: int)
         raise fail("capacity", f"be at least {length}, the tokens to hold", capacity)
 
 
-def _adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
+def _prepare_adopt(previous: Tensor, capacity: int, dim: int) -> tuple[Any, ...]:
     _check_cache("previous", previous, previous.shape[dim] if 0 <= dim < previous.dim() else 0, capacity, dim)
-    check_inference("kv_adopt", previous)
+    return previous, capacity, dim
+
+
+def _adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
     serial, claim, whole = buffers.adopt(previous, capacity, dim)
     with torch.inference_mode(False):
         token = torch.tensor([serial, claim], dtype=torch.int64, device="cpu")
@@ -34,12 +40,11 @@ def _adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
     return token
 
 
-def _adopt_fake(previous: Tensor, capacity: int, dim: int) -> Tensor:
-    _check_cache("previous", previous, previous.shape[dim] if 0 <= dim < previous.dim() else 0, capacity, dim)
+def _adopt_empty(previous: Tensor, capacity: int, dim: int) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device="cpu")
 
 
-def _check_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> None:
+def _prepare_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> tuple[Any, ...]:
     named = token.dtype == torch.int64 and token.dim() == 1 and token.shape[0] == 2
     if not named or token.device.type not in ("cpu", "meta"):
         raise fail(
@@ -49,25 +54,28 @@ def _check_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: i
         )
     _check_cache("new", new, length, capacity, dim)
     _check_cache("new", new, length + new.shape[dim], capacity, dim)
+    return new, token, length, capacity, dim
 
 
 def _extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> Tensor:
-    _check_extend(new, token, length, capacity, dim)
-    check_inference("kv_extend", new)
     serial, claim = token.tolist()
     return buffers.extend(new, serial, claim, length, capacity, dim)
 
 
-def _extend_fake(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> Tensor:
-    _check_extend(new, token, length, capacity, dim)
+def _extend_empty(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> Tensor:
     shape = list(new.shape)
     shape[dim] = length + new.shape[dim]
     return new.new_empty_strided(shape, buffers.row_strides(buffers.buffer_shape(new.shape, capacity, dim)))
 
 
-_adopt_op = define("kv_adopt(Tensor previous, int capacity, int dim) -> Tensor", _adopt, _adopt_fake)
-_extend_op = define(
-    "kv_extend(Tensor new, Tensor token, int length, int capacity, int dim) -> Tensor", _extend, _extend_fake
+_adopt_op: Callable[..., Tensor] = define(
+    "kv_adopt(Tensor previous, int capacity, int dim) -> Tensor", _prepare_adopt, _adopt, _adopt_empty
+)
+_extend_op: Callable[..., Tensor] = define(
+    "kv_extend(Tensor new, Tensor token, int length, int capacity, int dim) -> Tensor",
+    _prepare_extend,
+    _extend,
+    _extend_empty,
 )
 
 
@@ -80,8 +88,7 @@ def kv_adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
 
     Raises `KernelError` on a wrong dimension or a capacity below the length of `previous`.
     """
-    token: Tensor = _adopt_op(previous, capacity, dim)
-    return token
+    return _adopt_op(previous, capacity, dim)
 
 
 def kv_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> Tensor:
@@ -92,5 +99,4 @@ def kv_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) 
 
     Raises `KernelError` if the buffer is gone, or shape, dtype, device or capacity do not fit.
     """
-    result: Tensor = _extend_op(new, token, length, capacity, dim)
-    return result
+    return _extend_op(new, token, length, capacity, dim)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 from math import floor
+
+from sparvar.kernels.local_columns.windows import LocalWindows
 
 __all__ = ["run"]
 
 
-def run(
-    heights: Sequence[int],
-    widths: Sequence[int],
-    prefix: int,
-    target_scale: int,
-    tile_h: int,
-    tile_w: int,
-    windows: Sequence[int],
-    sink_scales: int,
-) -> list[list[int]]:
+def run(local: LocalWindows) -> list[list[int]]:
     """Return the ascending list of kept keys of every tile."""
+    (heights, widths, prefix), target_scale, (tile_h, tile_w), windows, sink_scales = local
     grid_h, grid_w = heights[target_scale - 1], widths[target_scale - 1]
     across = -(-grid_w // tile_w)
     kept: dict[int, set[int]] = {}

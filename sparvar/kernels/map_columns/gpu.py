@@ -10,12 +10,11 @@ import triton
 from torch import Tensor
 
 from sparvar import env
-from sparvar.kernels.common.columns import Schedule, mask_boxes, window_boxes
-from sparvar.kernels.common.geometry import scale_offsets
+from sparvar.kernels.common.columns import Columns, mask_boxes
 from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.torch_compat import assert_on_device
 from sparvar.kernels.map_columns.gpu_kernels import compact_kernel, gather_kernel, mark_kernel, spread_kernel
-from sparvar.kernels.map_columns.spans import key_spans, source_tiles, windows_of
+from sparvar.kernels.map_columns.spans import ColumnMap, map_tables
 
 __all__ = ["KERNELS", "aot_cases", "run"]
 
@@ -51,63 +50,33 @@ def _hulls(boxes: Tensor) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=64)
-def _tables(
-    schedule: Schedule,
-    source_scale: int,
-    target_scale: int,
-    tile: tuple[int, int],
-    index_map: str,
-    sink_scales: int,
-    window: int,
-    device: torch.device,
-) -> _Tables:
+def _tables(mapping: ColumnMap, device: torch.device) -> _Tables:
     """Return the tables of one mapping. Only the first call copies to the device."""
-    heights, widths, _ = schedule
-    offsets = scale_offsets(*schedule)
-    total = offsets[target_scale]
-    grids = tuple((heights[scale - 1], widths[scale - 1]) for scale in (source_scale, target_scale))
-    boxes = window_boxes(schedule, target_scale, tile, windows_of(target_scale, window, sink_scales))
+    spans, sources, boxes, sinks, total = map_tables(mapping)
     with torch.inference_mode(False):
         row = triton.cdiv(total, ROW_UNIT) * ROW_UNIT
         fixed = torch.ones(boxes.shape[0], row, dtype=torch.uint8, device="cpu")
-        fixed[:, :total].masked_fill_(mask_boxes(boxes, total, offsets[sink_scales]), 0)
-        sinks = torch.ones(row, dtype=torch.uint8, device="cpu")
-        sinks[: offsets[sink_scales]] = 0
-        return _Tables(
-            key_spans(schedule, source_scale, target_scale, index_map, sink_scales).to(device),
-            source_tiles(grids[0], grids[1], tile).to(device),
-            fixed.to(device),
-            sinks.to(device),
-            torch.tensor(_hulls(boxes), dtype=torch.int32, device="cpu").to(device),
-        )
+        fixed[:, :total].masked_fill_(mask_boxes(boxes, total, sinks), 0)
+        only_sinks = torch.ones(row, dtype=torch.uint8, device="cpu")
+        only_sinks[:sinks] = 0
+        hulls = torch.tensor(_hulls(boxes), dtype=torch.int32, device="cpu")
+        return _Tables(*(table.to(device) for table in (spans, sources, fixed, only_sinks, hulls)))
 
 
-def run(
-    indices: Tensor,
-    counts: Tensor,
-    schedule: Schedule,
-    source_scale: int,
-    target_scale: int,
-    tile: tuple[int, int],
-    index_map: str,
-    sink_scales: int,
-    window: int,
-    capacity: int,
-) -> tuple[Tensor, Tensor]:
-    """Return indices int32 [B', H', G, capacity] and counts int32 [B', H', G].
+def run(columns: Columns, mapping: ColumnMap, capacity: int) -> Columns:
+    """Return lists [B', H', G, capacity].
 
     Bad counts or indices write nothing outside these and fail a device-side assertion; the host does not wait.
     """
-    if indices.stride(3) != 1:
-        indices = indices.contiguous()
+    indices, counts = columns.packed()
     batch, heads, from_tiles, kept = indices.shape
-    tables = _tables(schedule, source_scale, target_scale, tile, index_map, sink_scales, window, indices.device)
+    tables = _tables(mapping, indices.device)
     tiles, row_bytes = tables.fixed.shape
     out = indices.new_empty((batch, heads, tiles, capacity))
     out_counts = indices.new_empty((batch, heads, tiles))
     rows = batch * heads * from_tiles
     if not rows:
-        return out, out_counts
+        return Columns(out, out_counts)
     # One fill for both: the rows, and behind them one byte that stays 1 while all values are good.
     scratch = torch.ones(rows * row_bytes + 1, dtype=torch.uint8, device=indices.device)
     valid = scratch[-1:]
@@ -151,7 +120,7 @@ def run(
     must = f"counts: must be from 1 to {kept}; indices: must name keys that exist, 0 to {len(tables.spans) - 1}"
     if env.gpu_checks():
         assert_on_device(valid.view(torch.bool), must)
-    return out, out_counts
+    return Columns(out, out_counts)
 
 
 def _spread(

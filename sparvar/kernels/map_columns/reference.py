@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import floor
 
+from sparvar.kernels.map_columns.spans import ColumnMap
+
 __all__ = ["run"]
 
 
@@ -14,20 +16,9 @@ def _source_axis(g: int, count: int, count_source: int) -> int:
     return min(max(floor(place + Fraction(1, 2)), 0), count_source - 1)
 
 
-def run(
-    lists: Sequence[Sequence[int]],
-    heights: Sequence[int],
-    widths: Sequence[int],
-    prefix: int,
-    source_scale: int,
-    target_scale: int,
-    tile_h: int,
-    tile_w: int,
-    index_map: str,
-    sink_scales: int,
-    window: int,
-) -> list[list[int]]:
+def run(lists: Sequence[Sequence[int]], mapping: ColumnMap) -> list[list[int]]:
     """Map the lists of the source tiles of one batch row and head to those of the target tiles."""
+    (heights, widths, prefix), source_scale, target_scale, (tile_h, tile_w), index_map, sink_scales, window = mapping
     tokens = [(0, 0, i) for i in range(prefix)]
     for scale in range(1, target_scale + 1):
         tokens += [(scale, y, x) for y in range(heights[scale - 1]) for x in range(widths[scale - 1])]

@@ -1,11 +1,14 @@
-"""Schema, fake, checks and loop of `row_mlp`: torch's own GEMM, chunk by chunk."""
+"""Declaration of `row_mlp`, schema, checks and fake, and its loop: torch's own GEMM, chunk by chunk."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparvar.kernels.common.checks import check_inference, fail
+from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.library import define
 from sparvar.kernels.common.native import use_native
 from sparvar.kernels.row_mlp import cpu
@@ -22,7 +25,9 @@ def chunk_rows(hidden: int, itemsize: int) -> int:
     return max(256, CHUNK_BYTES // (hidden * itemsize))
 
 
-def _check(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, name: str) -> None:
+def _prepare(
+    x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, name: str
+) -> tuple[Any, ...]:
     if name not in ACTIVATIONS:
         raise fail("activation", f"be one of {', '.join(ACTIVATIONS)}", repr(name))
     if x.dim() < 2:
@@ -34,9 +39,11 @@ def _check(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bia
     for label, bias, weight in (("up_bias", up_bias, up), ("down_bias", down_bias, down)):
         if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
             raise fail(label, f"be [{weight.shape[0]}]", list(bias.shape))
+    dtype, device = x.dtype, x.device
     for label, part in (("up", up), ("up_bias", up_bias), ("down", down), ("down_bias", down_bias)):
-        if part is not None and (part.dtype != x.dtype or part.device != x.device):
-            raise fail(label, f"be {x.dtype} on {x.device} as x", f"{part.dtype} on {part.device}")
+        if part is not None and (part.dtype != dtype or part.device != device):
+            raise fail(label, f"be {dtype} on {device} as x", f"{part.dtype} on {part.device}")
+    return x, up, up_bias, down, down_bias, name
 
 
 def _activate_in_place(name: str, hidden: Tensor) -> None:
@@ -56,8 +63,6 @@ def _linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def _run(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, name: str) -> Tensor:
-    _check(x, up, up_bias, down, down_bias, name)
-    check_inference("row_mlp", x, up, up_bias, down, down_bias)
     fused = name in cpu.FUSED and x.device.type == "cpu" and x.dtype == torch.float32 and use_native()
     bias = None if up_bias is None else up_bias.contiguous()
     with torch.no_grad():
@@ -77,15 +82,15 @@ def _run(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias:
     return out
 
 
-def _fake(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, name: str) -> Tensor:
-    _check(x, up, up_bias, down, down_bias, name)
+def _empty(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, *_: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], down.shape[0]))
 
 
-_op = define(
+_op: Callable[..., Tensor] = define(
     "row_mlp(Tensor x, Tensor up, Tensor? up_bias, Tensor down, Tensor? down_bias, str activation) -> Tensor",
+    _prepare,
     _run,
-    _fake,
+    _empty,
 )
 
 
@@ -101,5 +106,4 @@ def row_mlp(
     Raises `KernelError` on wrong shapes, dtypes, devices or an unknown activation, and on inputs that require a
     gradient.
     """
-    result: Tensor = _op(x, up, up_bias, down, down_bias, activation)
-    return result
+    return _op(x, up, up_bias, down, down_bias, activation)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sparvar.kernels.common.checks import MAX_DIM, fail
-from sparvar.kernels.common.geometry import axis_tiles, tile_count
+from sparvar.kernels.common.geometry import QueryTiles, axis_tiles
 
 __all__ = ["ELEMENTS", "SiteWork", "Work", "element_name", "require_triton", "step_arithmetic"]
 
@@ -150,7 +150,7 @@ class SiteWork:
         block = self.block("column_sums", sampled)
         flops, loaded = self._step("column_sums", block)
         parts = axis_tiles(sampled, block["m"])
-        lists = self.rows * self.heads * tile_count(*grid, *tile)
+        lists = self.rows * self.heads * QueryTiles(grid, tile).number
         steps = lists * axis_tiles(keys, block["n"])
         programs = lists * axis_tiles(keys, SPAN)
         queries = block["m"] * (self.head_dim * self.dtype.itemsize + FP32)  # with their log-sum-exp
@@ -203,7 +203,7 @@ class SiteWork:
         size = tile[0] * tile[1]
         block = self.block("column_sparse_attention", size)
         flops, loaded = self._step("column_sparse_attention", block)
-        lists = self.rows * self.heads * tile_count(*grid, *tile)
+        lists = self.rows * self.heads * QueryTiles(grid, tile).number
         steps = lists * axis_tiles(size, block["m"]) * max(1.0, kept / block["n"] + 0.5)
         once = self._once(grid[0] * grid[1], 3 if correction else 2)
         return Work(steps * flops, steps * loaded + once + lists * kept * INT32, launches=4, share=GATHER_SHARE)

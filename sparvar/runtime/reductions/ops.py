@@ -17,6 +17,7 @@ from sparvar.errors import SessionError, message
 from sparvar.kernels.column_sparse_rows.portable import filtered
 from sparvar.runtime.context import SiteContext, current
 from sparvar.runtime.generation import Columns
+from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.reductions.reducer import Kept, Reducer
 from sparvar.runtime.site_ops import (
     as_pinned,
@@ -74,19 +75,15 @@ def _sparse(
     plan = site.session.plan
     columns, correction = _columns(site, query)
     if kept is None:
-        lists = Columns(*filtered(columns.indices, columns.counts, alive))
-        grid = plan.schedule[site.scale - 1]
-        return attend_columns(query, key, value, lists, correction, scale, grid, plan.tile)
+        lists = Columns(*filtered(columns, alive))
+        return attend_columns(query, key, value, lists, correction, scale, query_tiles(plan, site.scale))
     if correction is not None:
         correction = correction[:, :, kept.tokens]
 
     def attend(query: Tensor, key: Tensor, *rest: Tensor) -> tuple[Tensor]:
         value, indices, counts, *extra = rest
-        return (
-            kernels.column_sparse_rows(
-                query, key, value, indices, counts, kept.starts, scale, alive, extra[0] if extra else None
-            ),
-        )
+        lists, tokens = Columns(indices, counts), kernels.KeptTokens(kept.starts, alive)
+        return (kernels.column_sparse_rows(query, key, value, lists, scale, tokens, *extra),)
 
     indices, counts = columns.indices, columns.counts
     if query.shape[1] != key.shape[1] and indices.shape[1] == 1:  # csla lists are the same for all heads

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparvar.kernels.common.geometry import tile_rectangles
+from sparvar.kernels.common.geometry import QueryTiles
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TileOrder:
     def of(cls, grid: tuple[int, int], tile: tuple[int, int], device: torch.device) -> TileOrder:
         """The order on a grid (h, w) of tiles (h, w)."""
         tokens = torch.arange(grid[0] * grid[1]).view(grid)
-        parts = [tokens[y0:y1, x0:x1].flatten() for y0, y1, x0, x1 in tile_rectangles(*grid, *tile)]
+        parts = [tokens[y0:y1, x0:x1].flatten() for y0, y1, x0, x1 in QueryTiles(grid, tile).rectangles()]
         order = torch.cat(parts)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))

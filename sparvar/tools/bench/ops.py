@@ -15,6 +15,7 @@ from sparvar.errors import KernelError, message
 from sparvar.evaluate.metrics import Spread, interleave, ratio
 
 SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
+SCHEDULE = kernels.Schedule(SIDES, SIDES)
 TILE = (8, 16)
 SINK_SCALES = 5
 WINDOWS = {9: 1, 10: 1, 11: 3, 12: 5, 13: 7}
@@ -59,15 +60,25 @@ def _inputs(heads: int, scale: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def _tiles(scale: int) -> kernels.QueryTiles:
+    return kernels.QueryTiles((SIDES[scale - 1], SIDES[scale - 1]), TILE)
+
+
+def _local_windows() -> kernels.LocalWindows:
+    windows = tuple(WINDOWS.get(scale, 0) for scale in range(1, 14))
+    return kernels.LocalWindows(SCHEDULE, 13, TILE, windows, SINK_SCALES)
+
+
 def tile_queries(side: int) -> Tensor:
     """Query numbers of every tile, [G, tile_h * tile_w], for a square grid that the tiles divide."""
     numbers = torch.arange(side * side).view(side // TILE[0], TILE[0], side // TILE[1], TILE[1])
     return numbers.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def gather_and_sdpa(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, tiles: Tensor) -> Tensor:
+def gather_and_sdpa(q: Tensor, k: Tensor, v: Tensor, columns: kernels.Columns, tiles: Tensor) -> Tensor:
     """Column-sparse attention as a loop of gathers and SDPA per head and tile: what one would write without the op."""
     out = torch.empty_like(q)
+    indices, counts = columns
     for head in range(q.shape[1]):
         lists = min(head, indices.shape[1] - 1)  # one list for all heads, or one each
         own_q, own_k, own_v = (tensor[:, head : head + 1] for tensor in (q, k, v))
@@ -94,14 +105,14 @@ def column_sparse(heads: int) -> Case:
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(1, heads, len(tiles), total, generator=generator)
     indices = noise.topk(keep, dim=-1).indices.sort(dim=-1).values.int()
-    counts = torch.full(indices.shape[:-1], keep, dtype=torch.int32)
+    columns = kernels.Columns(indices, torch.full(indices.shape[:-1], keep, dtype=torch.int32))
     scale = HEAD_DIM**-0.5
 
     def ours() -> Tensor:
-        return kernels.column_sparse_attention(q, k, v, indices, counts, scale, side, side, *TILE)
+        return kernels.column_sparse_attention(q, k, v, columns, scale, _tiles(13))
 
     def loop() -> Tensor:
-        return gather_and_sdpa(q, k, v, indices, counts, tiles)
+        return gather_and_sdpa(q, k, v, columns, tiles)
 
     _check("column_sparse", ours(), loop())
     return Case(
@@ -118,18 +129,16 @@ def csla(heads: int, flex: bool) -> Case:
     """CSLA at the last scale against SDPA and FlexAttention under the same mask."""
     q, k, v = _inputs(heads, 13)
     side, total = SIDES[12], _keys(13)
-    windows = [WINDOWS.get(scale, 0) for scale in range(1, 14)]
-    sides = list(SIDES)
-    indices, counts = kernels.local_columns(sides, sides, 0, 13, *TILE, windows, SINK_SCALES, q.device)
+    columns = kernels.local_columns(_local_windows(), q.device)
     tiles = tile_queries(side)
     scale = HEAD_DIM**-0.5
 
     def ours() -> Tensor:
-        return kernels.column_sparse_attention(q, k, v, indices, counts, scale, side, side, *TILE)
+        return kernels.column_sparse_attention(q, k, v, columns, scale, _tiles(13))
 
-    expected = gather_and_sdpa(q, k, v, indices, counts, tiles)
+    expected = gather_and_sdpa(q, k, v, columns, tiles)
     _check("csla", ours(), expected)
-    mean = float(counts.float().mean())
+    mean = float(columns.counts.float().mean())
     case = Case(
         "csla_last_scale",
         "CSLA at the last scale, against SDPA and FlexAttention with the same mask",
@@ -139,12 +148,16 @@ def csla(heads: int, flex: bool) -> Case:
         reach={"sdpa": 11.0, "flex_raster": 1.6, "flex_tiles": 1.6},
     )
     if flex:
-        _add_flex(case, q, k, v, indices, counts, tiles, expected)
+        _add_flex(case, (q, k, v), columns, tiles, expected)
     return case
 
 
 def _add_flex(
-    case: Case, q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, tiles: Tensor, expected: Tensor
+    case: Case,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    columns: kernels.Columns,
+    tiles: Tensor,
+    expected: Tensor,
 ) -> None:
     """FlexAttention twice: queries as they come, and sorted by tile so that its blocks of 128 are the tiles.
 
@@ -152,6 +165,7 @@ def _add_flex(
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    (q, k, v), (indices, counts) = qkv, columns
     allowed = torch.zeros(len(tiles), k.shape[2], dtype=torch.bool)
     for tile in range(len(tiles)):
         allowed[tile, indices[0, 0, tile, : int(counts[0, 0, tile])].long()] = True
@@ -191,7 +205,7 @@ def column_sums(heads: int) -> Case:
         "column sums of the decision scale (40x40), cost against one dense attention there",
         {"heads": heads, "queries": side * side, "keys": _keys(DECISION), "head_dim": HEAD_DIM},
         {
-            "ours": lambda: kernels.column_sums(q, k, lse, scale, side, side, *TILE),
+            "ours": lambda: kernels.column_sums(q, k, lse, scale, _tiles(DECISION)),
             "sdpa": lambda: F.scaled_dot_product_attention(q, k, v),
         },
         ideal=0.5,
@@ -219,13 +233,11 @@ def attention_stats(heads: int) -> Case:
 def indices(heads: int) -> Iterator[Case]:
     """Selecting and mapping columns: what a sparse site pays besides attention."""
     q, k, v = _inputs(heads, DECISION)
-    side, scale = SIDES[DECISION - 1], HEAD_DIM**-0.5
+    scale = HEAD_DIM**-0.5
     lse = kernels.attention_stats(q, k, v, scale)[1]
-    sums = kernels.column_sums(q, k, lse, scale, side, side, *TILE)
+    sums = kernels.column_sums(q, k, lse, scale, _tiles(DECISION))
     keep = round(BUDGET * _keys(13))
     chosen = kernels.select_columns(sums, keep)
-    sides = list(SIDES)
-    windows = [WINDOWS.get(at, 0) for at in range(1, 14)]
     shape: dict[str, int | float] = {"heads": heads, "tiles": sums.shape[2], "columns": sums.shape[3], "kept": keep}
     yield Case(
         "select_columns",
@@ -236,7 +248,8 @@ def indices(heads: int) -> Iterator[Case]:
     for index_map in ("identity", "relative", "footprint"):
 
         def mapped(index_map: str = index_map) -> object:
-            return kernels.map_columns(*chosen, sides, sides, 0, DECISION, 13, *TILE, index_map, SINK_SCALES, 7)
+            mapping = kernels.ColumnMap(SCHEDULE, DECISION, 13, TILE, index_map, SINK_SCALES, 7)
+            return kernels.map_columns(chosen, mapping)
 
         yield Case(
             f"map_columns_{index_map}", f"columns mapped from 40x40 to 64x64, {index_map}", shape, {"ours": mapped}
@@ -245,7 +258,7 @@ def indices(heads: int) -> Iterator[Case]:
         "local_columns",
         "CSLA's column lists of the last scale (made once per process)",
         {"tiles": 32},
-        {"ours": lambda: kernels.local_columns(sides, sides, 0, 13, *TILE, windows, SINK_SCALES, q.device)},
+        {"ours": lambda: kernels.local_columns(_local_windows(), q.device)},
     )
 
 

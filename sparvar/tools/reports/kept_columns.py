@@ -89,34 +89,22 @@ def cs4a_columns(plan: Plan, recorder: AttentionRecorder, layer: int, scale: int
     """Indices [1, H, G, K] and counts [1, H, G] of a CS4A layer at ``scale``, from the recorded decision scale."""
     q, k, v, softmax_scale = recorder.kept[layer]
     assert plan.decision_scale is not None
-    grid = plan.grid(plan.decision_scale)
+    tiles = kernels.QueryTiles(plan.grid(plan.decision_scale), plan.tile)
     lse = kernels.attention_stats(q, k, v, softmax_scale)[1]
-    sums = kernels.column_sums(q, k, lse, softmax_scale, *grid, *plan.tile, plan.column_sum_stride)
-    heights, widths = (list(sides) for sides in zip(*plan.schedule, strict=True))
-    indices, counts = kernels.map_columns(
-        *kernels.select_columns(sums, plan.source_columns(scale)),
-        heights,
-        widths,
-        plan.prefix,
-        plan.decision_scale,
-        scale,
-        *plan.tile,
-        plan.index_map,
-        plan.sink_scales,
-        plan.cs4a[scale].window,
+    sums = kernels.column_sums(q, k, lse, softmax_scale, tiles, plan.column_sum_stride)
+    chosen = kernels.select_columns(sums, plan.source_columns(scale))
+    schedule, window = kernels.Schedule.of(plan.schedule, plan.prefix), plan.cs4a[scale].window
+    mapping = kernels.ColumnMap(
+        schedule, plan.decision_scale, scale, plan.tile, plan.index_map, plan.sink_scales, window
     )
-    return indices, counts
+    return kernels.map_columns(chosen, mapping)
 
 
 @torch.inference_mode()
 def csla_columns(plan: Plan, scale: int) -> tuple[Tensor, Tensor]:
     """Indices [1, 1, G, K] and counts [1, 1, G] of the CSLA layers at ``scale``."""
-    heights, widths = (list(sides) for sides in zip(*plan.schedule, strict=True))
-    device = torch.device("cpu")
-    indices, counts = kernels.local_columns(
-        heights, widths, plan.prefix, scale, *plan.tile, plan.windows_list(scale), plan.sink_scales, device
-    )
-    return indices, counts
+    schedule, windows = kernels.Schedule.of(plan.schedule, plan.prefix), tuple(plan.windows_list(scale))
+    return kernels.local_columns(kernels.LocalWindows(schedule, scale, plan.tile, windows, plan.sink_scales))
 
 
 def kept_columns(plan: Plan, recorder: AttentionRecorder, tiles: int = 3) -> list[KeptColumns]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,25 +9,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparvar import kernels
+from sparvar.kernels import ColumnMap, Columns, Schedule
 from sparvar.kernels.map_columns import gpu, portable, reference
 from tests.kernels.support import random_columns
 from tests.kernels.triton.columns_support import DEVICE, POISON, run_poisoned
 
+SIDES = (1, 2, 4, 8)
 MAPS = ("identity", "relative", "footprint")
 
 
-def resolved(kept: int, heights: Sequence[int], widths: Sequence[int], prefix: int, *rest: Any) -> tuple[Any, ...]:
-    """Return the arguments of `run` behind the lists, from those of the op."""
-    source, target, tile_h, tile_w, index_map, sinks, window = rest
-    capacity = kernels.map_capacity(kept, heights, widths, prefix, *rest)
-    schedule = (tuple(heights[:target]), tuple(widths[:target]), prefix)
-    return schedule, source, target, (tile_h, tile_w), index_map, sinks, window, capacity
+def check(columns: Columns, mapping: ColumnMap) -> tuple[Tensor, Tensor]:
+    capacity = kernels.map_capacity(columns.indices.shape[3], mapping)
+    exact, exact_counts = portable.run(columns, mapping, capacity)
 
+    def run(indices: Tensor, counts: Tensor) -> Columns:
+        return gpu.run(Columns(indices, counts), mapping, capacity)
 
-def check(indices: Tensor, counts: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    rest = resolved(indices.shape[3], *arguments)
-    exact, exact_counts = portable.run(indices, counts, *rest)
-    out, out_counts = run_poisoned(gpu.run, indices, counts, *rest)
+    out, out_counts = run_poisoned(run, *columns)
     assert torch.equal(out_counts, exact_counts)
     assert torch.equal(out, exact)
     return out, out_counts
@@ -50,36 +45,40 @@ def test_random_schedules(data: st.DataObject) -> None:
     keys = prefix + sum(h * w for h, w in zip(heights[:source], widths[:source], strict=True))
     tiles = -(-heights[source - 1] // tile[0]) * -(-widths[source - 1] // tile[1])
     torch.manual_seed(data.draw(st.integers(0, 999)))
-    indices, counts = random_columns(batch, heads, tiles, keys, data.draw(st.integers(1, keys)))
+    columns = random_columns(batch, heads, tiles, keys, data.draw(st.integers(1, keys)))
     index_map, sinks = data.draw(st.sampled_from(MAPS)), data.draw(st.integers(0, target))
     window = data.draw(st.sampled_from([0, 1, 3, 7]))
-    check(indices, counts, heights, widths, prefix, source, target, *tile, index_map, sinks, window)
+    schedule = Schedule(tuple(heights), tuple(widths), prefix)
+    check(columns, ColumnMap(schedule, source, target, tile, index_map, sinks, window))
 
 
 @pytest.mark.parametrize("index_map", MAPS)
-@pytest.mark.parametrize(("heights", "widths"), [([1, 2, 4, 6], [2, 4, 6, 10]), ([2, 4, 6, 10], [1, 2, 4, 6])])
+@pytest.mark.parametrize(("heights", "widths"), [((1, 2, 4, 6), (2, 4, 6, 10)), ((2, 4, 6, 10), (1, 2, 4, 6))])
 @pytest.mark.parametrize("window", [0, 1, 7])
-def test_ratio_and_its_transpose(index_map: str, heights: list[int], widths: list[int], window: int) -> None:
+def test_ratio_and_its_transpose(
+    index_map: str, heights: tuple[int, ...], widths: tuple[int, ...], window: int
+) -> None:
     prefix = 3
     keys = prefix + sum(h * w for h, w in zip(heights[:3], widths[:3], strict=True))
     tiles = -(-heights[2] // 3) * -(-widths[2] // 4)
-    indices, counts = random_columns(1, 1, tiles, keys, 9)
+    indices, counts = columns = random_columns(1, 1, tiles, keys, 9)
     for sinks in (0, 2, 4):
-        rest: Any = (heights, widths, prefix, 3, 4, 3, 4, index_map, sinks, window)
-        out, out_counts = check(indices, counts, *rest)
+        mapping = ColumnMap(Schedule(heights, widths, prefix), 3, 4, (3, 4), index_map, sinks, window)
+        out, out_counts = check(columns, mapping)
         lists = [row[:count] for row, count in zip(indices[0, 0].tolist(), counts[0, 0].tolist(), strict=True)]
         kept = [row[:count] for row, count in zip(out[0, 0].tolist(), out_counts[0, 0].tolist(), strict=True)]
-        assert kept == reference.run(lists, *rest)
+        assert kept == reference.run(lists, mapping)
 
 
 @pytest.mark.parametrize("index_map", MAPS)
 def test_several_blocks_of_keys_and_of_source_columns(index_map: str) -> None:
-    heights = widths = [1, 16, 32, 56]
+    schedule = Schedule((1, 16, 32, 56), (1, 16, 32, 56))
     keys = 1 + 256 + 1024
     indices = torch.zeros(1, 1, 1, keys, dtype=torch.int32)
     indices[0, 0, 0, :600] = torch.randperm(keys)[:600].sort().values
     counts = torch.full((1, 1, 1), 600, dtype=torch.int32)
-    out, out_counts = check(indices, counts, heights, widths, 0, 3, 4, 56, 56, index_map, 1, 7)
+    columns = Columns(indices, counts)
+    out, out_counts = check(columns, ColumnMap(schedule, 3, 4, (56, 56), index_map, 1, 7))
     assert int(counts) > gpu.MARK_BLOCK and int(out.max()) > gpu.ROW_UNIT
     assert out.shape[3] - int(out_counts.min()) > gpu.GATHER_BLOCK, "the tail of zeros spans blocks"
 
@@ -87,22 +86,21 @@ def test_several_blocks_of_keys_and_of_source_columns(index_map: str) -> None:
 @pytest.mark.parametrize("index_map", MAPS)
 @pytest.mark.parametrize("window", [0, 1, 7])
 def test_one_compaction_for_several_target_tiles(index_map: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    heights, widths = [1, 2, 4, 8, 16], [1, 2, 4, 8, 18]
-    indices, counts = random_columns(2, 2, 4, 3 + 85, 40)
+    schedule = Schedule((1, 2, 4, 8, 16), (1, 2, 4, 8, 18), 3)
+    columns = random_columns(2, 2, 4, 3 + 85, 40)
     assert gpu.SHARED_FROM <= 5, "20 target tiles for 4 source tiles"
     for sinks in (0, 2, 5):
-        rest: Any = (heights, widths, 3, 4, 5, 4, 4, index_map, sinks, window)
-        shared = check(indices, counts, *rest)
+        mapping = ColumnMap(schedule, 4, 5, (4, 4), index_map, sinks, window)
+        shared = check(columns, mapping)
         with monkeypatch.context() as apart:
             apart.setattr(gpu, "SHARED_FROM", 1000)
-            single = check(indices, counts, *rest)
+            single = check(columns, mapping)
         assert all(torch.equal(x, y) for x, y in zip(shared, single, strict=True))
 
 
 def test_a_window_of_several_blocks_in_a_shared_list() -> None:
-    heights = widths = [1, 16, 32, 56]
-    indices, counts = random_columns(1, 2, 1, 257, 200)
-    check(indices, counts, heights, widths, 0, 2, 4, 16, 56, "relative", 1, 7)
+    schedule = Schedule((1, 16, 32, 56), (1, 16, 32, 56))
+    check(random_columns(1, 2, 1, 257, 200), ColumnMap(schedule, 2, 4, (16, 56), "relative", 1, 7))
     first, end = gpu._hulls(torch.tensor([[[1281, 56, 10, 32, 0, 56]]]))[0]
     assert (end - first) * gpu.RANK_UNIT > gpu.SPREAD_BLOCK, "the rows around a tile's window"
 
@@ -142,36 +140,38 @@ def test_a_shared_list_stays_in_its_room(capacity: int) -> None:
 
 
 def test_a_footprint_of_the_whole_grid() -> None:
-    indices = torch.zeros(1, 1, 1, 3, dtype=torch.int32)
-    counts = torch.ones(1, 1, 1, dtype=torch.int32)
-    _, out_counts = check(indices, counts, [1, 6], [1, 7], 0, 1, 2, 4, 4, "footprint", 0, 0)
+    columns = Columns(torch.zeros(1, 1, 1, 3, dtype=torch.int32), torch.ones(1, 1, 1, dtype=torch.int32))
+    _, out_counts = check(columns, ColumnMap(Schedule((1, 6), (1, 7)), 1, 2, (4, 4), "footprint", 0, 0))
     assert out_counts.unique().tolist() == [42]
 
 
 def test_shared_and_strided_lists() -> None:
-    arguments: Any = ([1, 2, 4, 8], [1, 2, 4, 8], 0, 3, 4, 2, 4, "relative", 1, 3)
-    indices, counts = random_columns(2, 3, 2, 21, 10)
-    plain = check(indices, counts, *arguments)
+    mapping = ColumnMap(Schedule(SIDES, SIDES), 3, 4, (2, 4), "relative", 1, 3)
+    indices, counts = columns = random_columns(2, 3, 2, 21, 10)
+    plain = check(columns, mapping)
     other = indices.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
     apart = counts.transpose(0, 2).contiguous().transpose(0, 2)
-    assert all(torch.equal(x, y) for x, y in zip(plain, check(other, apart, *arguments), strict=True))
-    half = check(indices[:1], counts[:1], *arguments)
+    assert all(torch.equal(x, y) for x, y in zip(plain, check(Columns(other, apart), mapping), strict=True))
+    half = check(Columns(indices[:1], counts[:1]), mapping)
     assert torch.equal(half[0], plain[0][:1])
 
 
 def test_tables_are_made_once() -> None:
-    indices, counts = random_columns(1, 1, 1, 5, 3)
-    arguments: Any = ([1, 2, 3], [1, 2, 3], 0, 2, 3, 4, 4, "relative", 0, 1)
-    check(indices, counts, *arguments)
+    columns = random_columns(1, 1, 1, 5, 3)
+    mapping = ColumnMap(Schedule((1, 2, 3), (1, 2, 3)), 2, 3, (4, 4), "relative", 0, 1)
+    check(columns, mapping)
     made = gpu._tables.cache_info().misses
-    check(indices, counts, *arguments)
+    check(columns, mapping)
     assert gpu._tables.cache_info().misses == made
 
 
 BAD = {"high": (0, 21), "negative": (0, -1), "far": (3, 2**31 - 1), "count": (1, 11), "empty": (1, 0), "below": (1, -5)}
 
 
-def spoiled(what: str) -> tuple[Tensor, Tensor]:
+FOOTPRINT = ColumnMap(Schedule(SIDES, SIDES), 3, 4, (2, 2), "footprint", 1, 3)
+
+
+def spoiled(what: str) -> Columns:
     """Return lists of 4 tiles with one bad value in the last."""
     indices, counts = random_columns(1, 1, 4, 21, 10)
     counts[:] = 10
@@ -180,24 +180,21 @@ def spoiled(what: str) -> tuple[Tensor, Tensor]:
         counts[0, 0, 3] = value
     else:
         indices[0, 0, 3, place] = value
-    return indices, counts
+    return Columns(indices, counts)
 
 
 @pytest.mark.parametrize("what", BAD)
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a device-side assertion ends the CUDA context")
 def test_bad_values_fail_the_assertion(what: str) -> None:
-    rest = resolved(10, [1, 2, 4, 8], [1, 2, 4, 8], 0, 3, 4, 2, 2, "footprint", 1, 3)
     with pytest.raises(RuntimeError, match="counts: must be from 1 to 10; indices: must name keys that exist, 0 to 20"):
-        gpu.run(*spoiled(what), *rest)
+        gpu.run(spoiled(what), FOOTPRINT, kernels.map_capacity(10, FOOTPRINT))
 
 
 @pytest.mark.parametrize("what", [None, *BAD])
 def test_only_the_rows_are_written(what: str | None) -> None:
     indices, counts = random_columns(1, 1, 4, 21, 10) if what is None else spoiled(what)
-    schedule, source, target, tile, index_map, sinks, window, capacity = resolved(
-        10, [1, 2, 4, 8], [1, 2, 4, 8], 0, 3, 4, 2, 2, "footprint", 1, 3
-    )
-    tables = gpu._tables(schedule, source, target, tile, index_map, sinks, window, DEVICE)
+    capacity = kernels.map_capacity(10, FOOTPRINT)
+    tables = gpu._tables(FOOTPRINT, DEVICE)
     tiles, row_bytes = tables.fixed.shape
     guard, rows = 256, indices.shape[2]
     absent = torch.full((rows * row_bytes + 2 * guard,), 7, dtype=torch.uint8, device=DEVICE)
