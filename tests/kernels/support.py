@@ -79,6 +79,30 @@ def assert_within(actual: Tensor, exact: Tensor, bound: Tensor | float) -> None:
         raise AssertionError(f"{int((~good).sum())} of {good.numel()} elements off, worst {excess:.3g} times the bound")
 
 
+def assert_stats(
+    found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], q: Tensor, k: Tensor, scale: float
+) -> None:
+    """Log-sum-exp and entropy are those of float64: sums of weights that are never rounded to 16 bits."""
+    (lse, entropy), (exact_lse, exact_entropy) = found, exact
+    assert lse.dtype == entropy.dtype == torch.float32
+    rounding = (LAMBDA * math.sqrt(k.shape[2]) + 4) * U
+    assert_within(lse, exact_lse, score_error(q, k, scale) + weight_error(q, k, scale) + rounding + U * exact_lse.abs())
+    # H = log l + sum p (m - s): a relative error e of the weights moves both by e times their size, and an error of
+    # the scores moves the second by as much.
+    spread = float((exact_lse[..., None] - q.double() @ k.double().transpose(2, 3) * scale).max())
+    bound = 2 * (weight_error(q, k, scale) + rounding) * (1 + spread) + score_error(q, k, scale)
+    assert_within(entropy, exact_entropy, bound)
+
+
+def assert_corrected(out: Tensor, exact: Tensor, bound: Tensor, correction: Tensor | None) -> Tensor:
+    """Return `out`, [B, N, H, D] in memory, within `bound` of `exact`; adding a correction in fp32 errs once more."""
+    assert out.transpose(1, 2).is_contiguous()
+    if correction is not None:
+        bound = bound + 2.0**-23 * (exact.abs() + correction.double().abs())
+    assert_within(out, exact, bound)
+    return out
+
+
 # Triton kernels round the weights to the dtype of v before the product, as tensor cores take both operands in it.
 # The interpreter truncates where GPUs round to nearest, which is twice as far for bfloat16 (Triton 3.6 and 3.7).
 TRITON_ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}

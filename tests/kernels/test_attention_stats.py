@@ -14,29 +14,21 @@ from sparvar.kernels.attention_stats import reference
 from tests.kernels.support import (
     DTYPES,
     HEAD_DIMS,
-    LAMBDA,
     U,
+    assert_corrected,
+    assert_stats,
     assert_within,
     attention_bound,
     qkv,
-    score_error,
-    weight_error,
 )
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-    out, lse, entropy = kernels.attention_stats(q, k, v, scale)
-    exact, exact_lse, exact_entropy = reference.run(q.double(), k.double(), v.double(), scale)
-    assert out.dtype == q.dtype and lse.dtype == entropy.dtype == torch.float32
-    assert out.transpose(1, 2).is_contiguous()
-    assert_within(out, exact, attention_bound(q, k, v, scale, exact))
-    rounding = (LAMBDA * math.sqrt(k.shape[2]) + 4) * U
-    assert_within(lse, exact_lse, score_error(q, k, scale) + weight_error(q, k, scale) + rounding + U * exact_lse.abs())
-    # H = log l + sum p (m - s): a relative error e of the weights moves both by e times their size, and an error of
-    # the scores moves the second by as much.
-    spread = float((exact_lse[..., None] - q.double() @ k.double().transpose(2, 3) * scale).max())
-    bound = 2 * (weight_error(q, k, scale) + rounding) * (1 + spread) + score_error(q, k, scale)
-    assert_within(entropy, exact_entropy, bound)
+    out, *stats = kernels.attention_stats(q, k, v, scale)
+    exact, *exact_stats = reference.run(q.double(), k.double(), v.double(), scale)
+    assert out.dtype == q.dtype
+    assert_corrected(out, exact, attention_bound(q, k, v, scale, exact), None)
+    assert_stats((stats[0], stats[1]), (exact_stats[0], exact_stats[1]), q, k, scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -12,7 +12,16 @@ from sparvar import kernels
 from sparvar.errors import KernelError
 from sparvar.kernels import Columns, QueryTiles
 from sparvar.kernels.column_sparse_attention import reference
-from tests.kernels.support import DTYPES, HEAD_DIMS, assert_within, attention_bound, qkv, random_columns, tiles_of
+from tests.kernels.support import (
+    DTYPES,
+    HEAD_DIMS,
+    assert_corrected,
+    assert_within,
+    attention_bound,
+    qkv,
+    random_columns,
+    tiles_of,
+)
 
 # grid and tile sides: ragged both ways, one query, one whole tile, more than 256 queries in a tile, tiles of one
 GEOMETRIES = [
@@ -36,12 +45,8 @@ def check(
     out = kernels.column_sparse_attention(q, k, v, columns, scale, tiles, correction)
     extra = None if correction is None else correction.double()
     exact = reference.run(q.double(), k.double(), v.double(), columns, scale, tiles, extra)
-    assert out.dtype == q.dtype and out.transpose(1, 2).is_contiguous()
-    bound = attention_bound(q, k, v, scale, exact)
-    if extra is not None:  # one more fp32 addition
-        bound = bound + 2.0**-23 * (exact.abs() + extra.abs())
-    assert_within(out, exact, bound)
-    return out
+    assert out.dtype == q.dtype
+    return assert_corrected(out, exact, attention_bound(q, k, v, scale, exact), correction)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)

@@ -7,16 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparvar.kernels.common.blocks import (
-    LOG2E,
-    NATS,
-    Block,
-    block_dim,
-    block_queries,
-    interpreted,
-    operand,
-)
+from sparvar.kernels.common.blocks import LOG2E, Block, block_dim, block_queries, interpreted, operand
 from sparvar.kernels.common.checks import attention_output
+from sparvar.kernels.common.device_code import NATS, add_weighted, head_of, load_rows, soften
 from sparvar.kernels.common.launch import launch
 
 __all__ = ["KERNELS", "pinned", "run"]
@@ -24,31 +17,12 @@ __all__ = ["KERNELS", "pinned", "run"]
 
 @triton.jit
 def attention_stats_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    lse_ptr,
-    entropy_ptr,
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
-    queries,
-    keys,
-    scale,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    ENTROPY: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    queries, keys, scale,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ENTROPY: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """One program per BM queries. Peak, total and energy are in bits: scores arrive times log2(e)."""
     scale = tl.full((), scale, tl.float32)  # Inductor passes Python's numbers as float64
     head = tl.program_id(1).to(tl.int64)
@@ -59,10 +33,10 @@ def attention_stats_kernel(
     row = tl.minimum(token, queries - 1)
     d = tl.arange(0, BLOCK_D)
     inside = d < DIM
-    q_base = q_ptr + (batch * q_batch + head * q_head) * 8
-    k_base = k_ptr + (batch * k_batch + head * k_head) * 8
-    v_base = v_ptr + (batch * v_batch + head * v_head) * 8
-    q = tl.load(q_base + row[:, None] * (q_token * 8) + d[None, :], mask=inside[None, :], other=0.0)  # [BM, BD]
+    q_base = head_of(q_ptr, batch, head, q_batch, q_head)
+    k_base = head_of(k_ptr, batch, head, k_batch, k_head)
+    v_base = head_of(v_ptr, batch, head, v_batch, v_head)
+    q = load_rows(q_base, row, q_token, DIM, BLOCK_D)  # [BM, BD]
     if WIDEN:
         q = q.to(tl.float32)
 
@@ -74,27 +48,20 @@ def attention_stats_kernel(
         # Behind the last key it is read again, with weight 0: no row needs a mask. The number is finite because the
         # entropy multiplies it by that 0.
         slot = start + tl.arange(0, BLOCK_N)
-        key = tl.minimum(slot, keys - 1)[:, None]
-        k = tl.load(k_base + key * (k_token * 8) + d[None, :], mask=inside[None, :], other=0.0)  # [BN, BD]
-        v = tl.load(v_base + key * (v_token * 8) + d[None, :], mask=inside[None, :], other=0.0)  # [BN, BD]
+        key = tl.minimum(slot, keys - 1)
+        k = load_rows(k_base, key, k_token, DIM, BLOCK_D)  # [BN, BD]
+        v = load_rows(v_base, key, v_token, DIM, BLOCK_D)  # [BN, BD]
         if WIDEN:
             k = k.to(tl.float32)
         score = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
         score = score * scale + tl.where(slot < keys, 0.0, -3e38)[None, :]
-        new_peak = tl.maximum(peak, tl.max(score, 1))
-        shifted = score - new_peak[:, None]
-        weight = tl.exp2(shifted)
-        shrink = tl.exp2(peak - new_peak)
+        weight, new_peak, shrink = soften(score, peak)
         if ENTROPY:
+            shifted = score - new_peak[:, None]
             moved = tl.where(start == 0, 0.0, peak - new_peak)  # at first there is nothing to be moved
             energy = shrink * (energy + moved * total) + tl.sum(weight * shifted, 1)
         total = total * shrink + tl.sum(weight, 1)
-        acc = acc * shrink[:, None]
-        weight = weight.to(v.dtype)
-        if WIDEN:
-            weight = weight.to(tl.float32)
-            v = v.to(tl.float32)
-        acc = tl.dot(weight, v, acc, input_precision="ieee")
+        acc = add_weighted(acc * shrink[:, None], weight, v, WIDEN)
         peak = new_peak
 
     out_row = (batch * queries + token) * heads + head  # [B, N, H, D] in memory

@@ -12,19 +12,11 @@ from torch import Tensor
 
 from sparvar import env
 from sparvar.kernels.column_sparse_attention.gpu_lists import assert_good, check_lists, check_lists_kernel, flag
-from sparvar.kernels.common.binding import list_strides
-from sparvar.kernels.common.blocks import (
-    LOG2E,
-    Block,
-    block_dim,
-    block_queries,
-    interpreted,
-    operand,
-    sm_90,
-    tile_rows,
-)
+from sparvar.kernels.column_sparse_attention.operands import operands
+from sparvar.kernels.common.blocks import LOG2E, Block, block_dim, block_queries, interpreted, sm_90
 from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.columns import Columns
+from sparvar.kernels.common.device_code import add_weighted, head_of, load_rows, soften, tile_rows
 from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.library import launchable
@@ -35,46 +27,15 @@ __all__ = ["KERNELS", "Choice", "candidates", "pinned", "run"]
 
 @triton.jit
 def column_sparse_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    extra_ptr,
-    indices_ptr,
-    counts_ptr,
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
-    extra_batch,
-    extra_head,
-    extra_token,
-    indices_batch,
-    indices_head,
-    indices_tile,
-    counts_batch,
-    counts_head,
-    counts_tile,
-    keys,
-    capacity,
-    grid_h,
-    grid_w,
-    scale,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    RUNS: tl.constexpr,
-    EXTRA: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, extra_ptr, indices_ptr, counts_ptr,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    extra_batch, extra_head, extra_token,
+    indices_batch, indices_head, indices_tile, counts_batch, counts_head, counts_tile,
+    keys, capacity, grid_h, grid_w, scale,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    RUNS: tl.constexpr, EXTRA: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """Streamed softmax over the columns of one list. BM queries of a tile, BN columns a step, BD >= head dim."""
     scale = tl.full((), scale, tl.float32)  # Inductor passes Python's numbers as float64
     parts: tl.constexpr = (TILE_H * TILE_W + BLOCK_M - 1) // BLOCK_M
@@ -87,13 +48,13 @@ def column_sparse_kernel(
     d = tl.arange(0, BLOCK_D)
     inside = d < DIM
 
-    q_base = q_ptr + (batch * q_batch + head * q_head) * 8
-    k_base = k_ptr + (batch * k_batch + head * k_head) * 8
-    v_base = v_ptr + (batch * v_batch + head * v_head) * 8
+    q_base = head_of(q_ptr, batch, head, q_batch, q_head)
+    k_base = head_of(k_ptr, batch, head, k_batch, k_head)
+    v_base = head_of(v_ptr, batch, head, v_batch, v_head)
     columns = indices_ptr + batch * indices_batch + head * indices_head + tile.to(tl.int64) * indices_tile
     count = tl.load(counts_ptr + batch * counts_batch + head * counts_head + tile.to(tl.int64) * counts_tile)
     count = tl.minimum(tl.maximum(count, 1), capacity)
-    q = tl.load(q_base + token[:, None] * (q_token * 8) + d[None, :], mask=inside[None, :], other=0.0)  # [BM, BD]
+    q = load_rows(q_base, token, q_token, DIM, BLOCK_D)  # [BM, BD]
     if WIDEN:
         q = q.to(tl.float32)
 
@@ -105,48 +66,30 @@ def column_sparse_kernel(
         # that the tile does not keep cannot get in.
         column = tl.load(columns + tl.minimum(start + slot, count - 1))
         column = tl.minimum(tl.maximum(column, 0), keys - 1)  # a bad list must not read outside
-        k_rows = k_base + column[:, None] * (k_token * 8) + d[None, :]
-        v_rows = v_base + column[:, None] * (v_token * 8) + d[None, :]
         if RUNS:
             first = tl.load(columns + start)
             last = tl.load(columns + tl.minimum(start + BLOCK_N, count) - 1)
             if (last - first == BLOCK_N - 1) & (first >= 0) & (last < keys):
-                k = tl.load(
-                    k_base + first * (k_token * 8) + slot[:, None] * (k_token * 8) + d[None, :],
-                    mask=inside[None, :],
-                    other=0.0,
-                )
-                v = tl.load(
-                    v_base + first * (v_token * 8) + slot[:, None] * (v_token * 8) + d[None, :],
-                    mask=inside[None, :],
-                    other=0.0,
-                )
+                k = load_rows(k_base + first * (k_token * 8), slot, k_token, DIM, BLOCK_D)
+                v = load_rows(v_base + first * (v_token * 8), slot, v_token, DIM, BLOCK_D)
             else:
-                k = tl.load(k_rows, mask=inside[None, :], other=0.0)
-                v = tl.load(v_rows, mask=inside[None, :], other=0.0)
+                k = load_rows(k_base, column, k_token, DIM, BLOCK_D)
+                v = load_rows(v_base, column, v_token, DIM, BLOCK_D)
         else:
-            k = tl.load(k_rows, mask=inside[None, :], other=0.0)  # [BN, BD]
-            v = tl.load(v_rows, mask=inside[None, :], other=0.0)  # [BN, BD]
+            k = load_rows(k_base, column, k_token, DIM, BLOCK_D)  # [BN, BD]
+            v = load_rows(v_base, column, v_token, DIM, BLOCK_D)  # [BN, BD]
         if WIDEN:
             k = k.to(tl.float32)
         score = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
         score = score * scale + tl.where(start + slot < count, 0.0, float("-inf"))[None, :]
-        new_peak = tl.maximum(peak, tl.max(score, 1))
-        weight = tl.exp2(score - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
+        weight, peak, shrink = soften(score, peak)
         total = total * shrink + tl.sum(weight, 1)
-        acc = acc * shrink[:, None]
-        weight = weight.to(v.dtype)
-        if WIDEN:
-            weight = weight.to(tl.float32)
-            v = v.to(tl.float32)
-        acc = tl.dot(weight, v, acc, input_precision="ieee")
-        peak = new_peak
+        acc = add_weighted(acc * shrink[:, None], weight, v, WIDEN)
 
     out = acc / total[:, None]
     kept = exists[:, None] & inside[None, :]
     if EXTRA:
-        extra_base = extra_ptr + (batch * extra_batch + head * extra_head) * 8
+        extra_base = head_of(extra_ptr, batch, head, extra_batch, extra_head)
         out += tl.load(extra_base + token[:, None] * (extra_token * 8) + d[None, :], mask=kept, other=0.0).to(
             tl.float32
         )
@@ -247,37 +190,23 @@ def run(
         return out
     if env.gpu_checks():
         check_lists(columns, k.shape[2])
-    q, *q_strides = operand(q)
-    k, *k_strides = operand(k)
-    v, *v_strides = operand(v)
-    extra, *extra_strides = operand(q if correction is None else correction)
-    indices, counts = columns.packed()
+    tensors, strides = operands((q, k, v), out, columns, correction)
+    capacity = columns.indices.shape[3]
     search = block is None and env.gpu_tune() == "search" and not interpreted(column_sparse_kernel)
     block = block or pinned(dim, q.dtype, torch.version.hip is not None, runs)
     block_m = block_queries(block.m, queries)
     kernel: Any = column_sparse_kernel
     options: dict[str, Any] = {"BLOCK_N": block.n, "RUNS": runs, "num_warps": block.warps, "num_stages": block.stages}
     if search:
-        shared = indices.shape[1] == 1 and heads > 1
-        kernel, options = _searched(dim, q.dtype, shared, triton.next_power_of_2(indices.shape[3])), {}
+        shared = columns.indices.shape[1] == 1 and heads > 1
+        kernel, options = _searched(dim, q.dtype, shared, triton.next_power_of_2(capacity)), {}
     launch(
         kernel,
         (tiles.number * triton.cdiv(queries, block_m), heads, batch),
-        q,
-        k,
-        v,
-        out,
-        extra,
-        indices,
-        counts,
-        *q_strides,
-        *k_strides,
-        *v_strides,
-        *extra_strides,
-        *list_strides(indices),
-        *list_strides(counts),
+        *tensors,
+        *strides,
         k.shape[2],
-        indices.shape[3],
+        capacity,
         *tiles.grid,
         scale * LOG2E,
         TILE_H=tiles.tile[0],

@@ -20,8 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sparvar.kernels.column_sparse_attention.hopper_load import count_of, place, produce, tokens
-from sparvar.kernels.common.binding import list_strides
-from sparvar.kernels.common.blocks import LOG2E, operand
+from sparvar.kernels.column_sparse_attention.operands import operands
+from sparvar.kernels.common.blocks import LOG2E
 from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.torch_compat import gluon_barrier
@@ -42,24 +42,9 @@ def _soften(score, peak, total, scale):
 
 @gluon.jit
 def _step(
-    q,
-    p,
-    acc,
-    peak,
-    total,
-    k_s,
-    v_s,
-    blank,
-    barriers,
-    it,
-    left,
-    slot,
-    scale,
-    p_layout: gl.constexpr,
-    outs: gl.constexpr,
-    STAGES: gl.constexpr,
-    MASK: gl.constexpr,
-):
+    q, p, acc, peak, total, k_s, v_s, blank, barriers, it, left, slot, scale,
+    p_layout: gl.constexpr, outs: gl.constexpr, STAGES: gl.constexpr, MASK: gl.constexpr,
+):  # fmt: skip
     """Scores of step `it` + 1 and weights of step `it` times V, one behind the other; softmax while V is multiplied."""
     q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
     after = it + 1
@@ -84,26 +69,15 @@ def _step(
 
 @gluon.jit
 def _consume(
-    shared,
-    barriers,
-    pointers,
-    extra_strides,
-    lists,
-    sizes,
-    scale,
-    part: gl.constexpr,
-    meta: gl.constexpr,
-):
+    shared, barriers, pointers, extra_strides,
+    lists, sizes, scale, part: gl.constexpr,
+    TILE_H: gl.constexpr, TILE_W: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, DIM: gl.constexpr,
+    EXTRA: gl.constexpr,
+):  # fmt: skip
     """Attend with one half of the queries of one item after another."""
-    TILE_H: gl.constexpr = meta[0]
-    TILE_W: gl.constexpr = meta[1]
-    BLOCK_N: gl.constexpr = meta[2]
-    STAGES: gl.constexpr = meta[3]
-    DIM: gl.constexpr = meta[4]
-    EXTRA: gl.constexpr = meta[5]
     q_s, k_s, v_s = shared
     q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
-    q_ptr, k_ptr, v_ptr, out_ptr, extra_ptr, indices_ptr, counts_ptr, good_ptr = pointers
+    out_ptr, extra_ptr, counts_ptr = pointers
     indices_batch, indices_head, indices_tile, counts_batch, counts_head, counts_tile = lists
     items, tiles, heads, across, keys, capacity, grid_h, grid_w = sizes
     kind: gl.constexpr = k_s.dtype
@@ -131,17 +105,8 @@ def _consume(
     mbarrier.arrive(k_empty.index(0), count=1)
     for item in range(begin, items, gl.num_programs(0)):
         batch, head, tile, y0, x0 = place(item, tiles, heads, across, grid_w, TILE_H, TILE_W)
-        following = count_of(
-            counts_ptr,
-            item + gl.num_programs(0),
-            items,
-            tiles,
-            heads,
-            capacity,
-            counts_batch,
-            counts_head,
-            counts_tile,
-        )
+        then = item + gl.num_programs(0)
+        following = count_of(counts_ptr, then, items, tiles, heads, capacity, counts_batch, counts_head, counts_tile)
         peak = gl.full([64], float("-inf"), gl.float32, layout=per_row)
         total = gl.zeros([64], gl.float32, layout=per_row)
         acc = gl.zeros([64, DIM], gl.float32, layout=outs)
@@ -155,24 +120,9 @@ def _consume(
             )
             it += 1
         if last > 0:
+            left = count - last
             p, acc, peak, total = _step(
-                q,
-                p,
-                acc,
-                peak,
-                total,
-                k_s,
-                v_s,
-                blank,
-                barriers,
-                it,
-                count - last,
-                slot,
-                scale,
-                p_layout,
-                outs,
-                STAGES,
-                True,
+                q, p, acc, peak, total, k_s, v_s, blank, barriers, it, left, slot, scale, p_layout, outs, STAGES, True
             )
             it += 1
         # The last product with V, behind it the first scores of the next item, and the end of this one meanwhile.
@@ -215,47 +165,14 @@ def _consume(
 
 @gluon.jit
 def column_sparse_hopper_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    extra_ptr,
-    indices_ptr,
-    counts_ptr,
-    good_ptr,
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
-    extra_batch,
-    extra_head,
-    extra_token,
-    indices_batch,
-    indices_head,
-    indices_tile,
-    counts_batch,
-    counts_head,
-    counts_tile,
-    items,
-    heads,
-    keys,
-    capacity,
-    grid_h,
-    grid_w,
-    scale,
-    TILE_H: gl.constexpr,
-    TILE_W: gl.constexpr,
-    DIM: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    STAGES: gl.constexpr,
-    EXTRA: gl.constexpr,
-    CHECK: gl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, extra_ptr, indices_ptr, counts_ptr, good_ptr,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    extra_batch, extra_head, extra_token,
+    indices_batch, indices_head, indices_tile, counts_batch, counts_head, counts_tile,
+    items, heads, keys, capacity, grid_h, grid_w, scale,
+    TILE_H: gl.constexpr, TILE_W: gl.constexpr, DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    EXTRA: gl.constexpr, CHECK: gl.constexpr,
+):  # fmt: skip
     """Streamed softmax over the columns of lists, items one after another in every program."""
     kind: gl.constexpr = q_ptr.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, DIM], kind)
@@ -283,23 +200,41 @@ def column_sparse_hopper_kernel(
     tiles = gl.cdiv(grid_h, TILE_H) * across
     shared = (q_s, k_s, v_s)
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
-    pointers = (q_ptr, k_ptr, v_ptr, out_ptr, extra_ptr, indices_ptr, counts_ptr, good_ptr)
     lists = (indices_batch, indices_head, indices_tile, counts_batch, counts_head, counts_tile)
     sizes = (items, tiles, heads, across, keys, capacity, grid_h, grid_w)
     extra = (extra_batch, extra_head, extra_token)
-    meta: gl.constexpr = (TILE_H, TILE_W, BLOCK_N, STAGES, DIM, EXTRA, CHECK)
     q_strides = (q_batch, q_head, q_token)
     k_strides = (k_batch, k_head, k_token)
     v_strides = (v_batch, v_head, v_token)
+    consumed = (out_ptr, extra_ptr, counts_ptr)
+    loaded = (q_ptr, k_ptr, v_ptr, indices_ptr, counts_ptr, good_ptr)
     gl.warp_specialize(
         [
-            (_consume, (shared, barriers, pointers, extra, lists, sizes, scale, gl.constexpr(0), meta)),
-            (_consume, (shared, barriers, pointers, extra, lists, sizes, scale, gl.constexpr(1), meta)),
-            (produce, (shared, barriers, pointers, q_strides, k_strides, v_strides, lists, sizes, meta)),
+            (
+                _consume,
+                (
+                    shared, barriers, consumed, extra, lists, sizes, scale, gl.constexpr(0),
+                    TILE_H, TILE_W, BLOCK_N, STAGES, DIM, EXTRA,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    shared, barriers, consumed, extra, lists, sizes, scale, gl.constexpr(1),
+                    TILE_H, TILE_W, BLOCK_N, STAGES, DIM, EXTRA,
+                ),
+            ),
+            (
+                produce,
+                (
+                    shared, barriers, loaded, q_strides, k_strides, v_strides, lists, sizes,
+                    TILE_H, TILE_W, BLOCK_N, STAGES, DIM, CHECK,
+                ),
+            ),
         ],
         [4, 4],
         [224, 56],
-    )
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=16)
@@ -324,30 +259,17 @@ def run(
     """
     batch, heads, _, dim = qkv[0].shape
     items = batch * heads * tiles.number
-    (q, *q_strides), (k, *k_strides), (v, *v_strides) = map(operand, qkv)
-    extra, *extra_strides = operand(q if correction is None else correction)
-    indices, counts = columns.packed()
+    tensors, strides = operands(qkv, out, columns, correction)
     kernel: Any = column_sparse_hopper_kernel
-    with torch.cuda.device_of(q):
-        kernel[(min(items, multiprocessors(q.device.index)),)](
-            q,
-            k,
-            v,
-            out,
-            extra,
-            indices,
-            counts,
-            counts if good is None else good,
-            *q_strides,
-            *k_strides,
-            *v_strides,
-            *extra_strides,
-            *list_strides(indices),
-            *list_strides(counts),
+    with torch.cuda.device_of(out):
+        kernel[(min(items, multiprocessors(out.device.index)),)](
+            *tensors,
+            columns.counts if good is None else good,
+            *strides,
             items,
             heads,
-            k.shape[2],
-            indices.shape[3],
+            qkv[1].shape[2],
+            columns.indices.shape[3],
             *tiles.grid,
             scale * LOG2E,
             TILE_H=tiles.tile[0],

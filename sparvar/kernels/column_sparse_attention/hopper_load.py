@@ -68,17 +68,27 @@ def check(good_ptr, counts_ptr, columns, item, tiles, heads, capacity, keys, lis
 
 
 @gluon.jit
-def produce(shared, barriers, pointers, q_strides, k_strides, v_strides, lists, sizes, meta: gl.constexpr):
+def load_queries(
+    q_s, q_full, q_base, q_token, y0, x0, grid_h, grid_w, d,
+    rows: gl.constexpr, TILE_H: gl.constexpr, TILE_W: gl.constexpr,
+):  # fmt: skip
+    """Copy both halves of a tile's queries to shared memory and tell `q_full`."""
+    for part in gl.static_range(2):
+        token, _ = tokens(part, y0, x0, grid_h, grid_w, TILE_H, TILE_W, rows)
+        async_copy.async_copy_global_to_shared(q_s.index(part), q_base + (token[:, None] * (q_token * 8) + d))
+    async_copy.mbarrier_arrive(q_full, increment_count=False)
+
+
+@gluon.jit
+def produce(
+    shared, barriers, pointers, q_strides, k_strides, v_strides, lists, sizes,
+    TILE_H: gl.constexpr, TILE_W: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, DIM: gl.constexpr,
+    CHECK: gl.constexpr,
+):  # fmt: skip
     """Gather queries, keys and values of one item after another into shared memory."""
-    TILE_H: gl.constexpr = meta[0]
-    TILE_W: gl.constexpr = meta[1]
-    BLOCK_N: gl.constexpr = meta[2]
-    STAGES: gl.constexpr = meta[3]
-    DIM: gl.constexpr = meta[4]
-    CHECK: gl.constexpr = meta[6]
     q_s, k_s, v_s = shared
     q_full, q_empty, k_full, k_empty, v_full, v_empty = barriers
-    q_ptr, k_ptr, v_ptr, out_ptr, extra_ptr, indices_ptr, counts_ptr, good_ptr = pointers
+    q_ptr, k_ptr, v_ptr, indices_ptr, counts_ptr, good_ptr = pointers
     indices_batch, indices_head, indices_tile, counts_batch, counts_head, counts_tile = lists
     items, tiles, heads, across, keys, capacity, grid_h, grid_w = sizes
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
@@ -103,21 +113,9 @@ def produce(shared, barriers, pointers, q_strides, k_strides, v_strides, lists, 
         k_base = k_ptr + (batch * k_strides[0] + head * k_strides[1]) * 8
         v_base = v_ptr + (batch * v_strides[0] + head * v_strides[1]) * 8
         mbarrier.wait(q_empty, (turn & 1) ^ 1)
-        for part in gl.static_range(2):
-            token, _ = tokens(part, y0, x0, grid_h, grid_w, TILE_H, TILE_W, rows)
-            async_copy.async_copy_global_to_shared(q_s.index(part), q_base + (token[:, None] * (q_strides[2] * 8) + d))
-        async_copy.mbarrier_arrive(q_full, increment_count=False)
-        following = count_of(
-            counts_ptr,
-            item + gl.num_programs(0),
-            items,
-            tiles,
-            heads,
-            capacity,
-            counts_batch,
-            counts_head,
-            counts_tile,
-        )
+        load_queries(q_s, q_full, q_base, q_strides[2], y0, x0, grid_h, grid_w, d, rows, TILE_H, TILE_W)
+        then = item + gl.num_programs(0)
+        following = count_of(counts_ptr, then, items, tiles, heads, capacity, counts_batch, counts_head, counts_tile)
         for start in range(0, count, BLOCK_N):
             here = gl.minimum(gl.maximum(column, 0), keys - 1)  # a bad list must not read outside
             column = gl.load(columns + gl.minimum(start + BLOCK_N + slot, count - 1))
@@ -138,10 +136,7 @@ def produce(shared, barriers, pointers, q_strides, k_strides, v_strides, lists, 
     q_base = q_ptr + (batch * q_strides[0] + head * q_strides[1]) * 8
     k_base = k_ptr + (batch * k_strides[0] + head * k_strides[1]) * 8
     mbarrier.wait(q_empty, (turn & 1) ^ 1)
-    for part in gl.static_range(2):
-        token, _ = tokens(part, y0, x0, grid_h, grid_w, TILE_H, TILE_W, rows)
-        async_copy.async_copy_global_to_shared(q_s.index(part), q_base + (token[:, None] * (q_strides[2] * 8) + d))
-    async_copy.mbarrier_arrive(q_full, increment_count=False)
+    load_queries(q_s, q_full, q_base, q_strides[2], y0, x0, grid_h, grid_w, d, rows, TILE_H, TILE_W)
     stage = it % STAGES
     mbarrier.wait(k_empty.index(stage), (it // STAGES & 1) ^ 1)
     key = gl.minimum(slot, keys - 1)

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparvar.kernels.common.blocks import BITS, LOG2E, Block, block_dim, block_queries, interpreted, operand, sm_90
+from sparvar.kernels.common.blocks import LOG2E, Block, block_dim, block_queries, interpreted, operand, sm_90
+from sparvar.kernels.common.device_code import BITS, head_of, load_rows
 from sparvar.kernels.common.geometry import QueryTiles, axis_tiles
 from sparvar.kernels.common.launch import launch
 
@@ -19,30 +20,17 @@ SPAN_SM_90 = 2048
 
 @triton.jit
 def sampled_queries(
-    q_base,
-    lse_base,
-    q_token,
-    y0,
-    x0,
-    part,
-    grid_h,
-    grid_w,
-    ACROSS: tl.constexpr,
-    SAMPLED: tl.constexpr,
-    STRIDE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+    q_base, lse_base, q_token, y0, x0, part, grid_h, grid_w,
+    ACROSS: tl.constexpr, SAMPLED: tl.constexpr, STRIDE: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """Return queries [BM, BD] and their LSE in bits [BM] for a part of a tile; infinite where there is no query."""
     slot = part * BLOCK_M + tl.arange(0, BLOCK_M)
     y = y0 + slot // ACROSS * STRIDE
     x = x0 + slot % ACROSS * STRIDE
     exists = (slot < SAMPLED) & (y < grid_h) & (x < grid_w)
     token = tl.where(exists, y * grid_w + x, 0)
-    d = tl.arange(0, BLOCK_D)
-    q = tl.load(q_base + token[:, None] * (q_token * 8) + d[None, :], mask=(d < DIM)[None, :], other=0.0)
+    q = load_rows(q_base, token, q_token, DIM, BLOCK_D)
     if WIDEN:
         q = q.to(tl.float32)
     return q, tl.load(lse_base + token, mask=exists, other=float("inf")) * BITS
@@ -50,30 +38,13 @@ def sampled_queries(
 
 @triton.jit
 def column_sums_kernel(
-    q_ptr,
-    k_ptr,
-    lse_ptr,
-    sums_ptr,
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    keys,
-    grid_h,
-    grid_w,
-    scale,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    STRIDE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPAN: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+    q_ptr, k_ptr, lse_ptr, sums_ptr,
+    q_batch, q_head, q_token, k_batch, k_head, k_token,
+    keys, grid_h, grid_w, scale,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, STRIDE: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPAN: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """BN keys a step against the queries of a tile. Scores are transposed: their sum then stays within a warp."""
     scale = tl.full((), scale, tl.float32)  # Inductor passes Python's numbers as float64
     across: tl.constexpr = (TILE_W + STRIDE - 1) // STRIDE
@@ -92,11 +63,10 @@ def column_sums_kernel(
 
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    q_base = q_ptr + (batch * q_batch + head * q_head) * 8
-    k_base = k_ptr + (batch * k_batch + head * k_head) * 8
+    q_base = head_of(q_ptr, batch, head, q_batch, q_head)
+    k_base = head_of(k_ptr, batch, head, k_batch, k_head)
     lse_base = lse_ptr + row_of_head * (grid_h * grid_w)
     sums_base = sums_ptr + (row_of_head * tiles + tile) * keys
-    d = tl.arange(0, BLOCK_D)
     if parts == 1:
         q, lse = sampled_queries(
             q_base, lse_base, q_token, y0, x0, 0, grid_h, grid_w, across, sampled, STRIDE, DIM, BLOCK_D, BLOCK_M, WIDEN
@@ -104,7 +74,7 @@ def column_sums_kernel(
     for start in tl.range(first, tl.minimum(first + SPAN, keys), BLOCK_N):
         slot = start + tl.arange(0, BLOCK_N)
         row = tl.minimum(slot, keys - 1)
-        k = tl.load(k_base + row[:, None] * (k_token * 8) + d[None, :], mask=(d < DIM)[None, :], other=0.0)  # [BN, BD]
+        k = load_rows(k_base, row, k_token, DIM, BLOCK_D)  # [BN, BD]
         if WIDEN:
             k = k.to(tl.float32)
         if parts == 1:
@@ -114,22 +84,9 @@ def column_sums_kernel(
             sums = tl.zeros([BLOCK_N], tl.float32)
             for part in range(parts):
                 q_part, lse_part = sampled_queries(
-                    q_base,
-                    lse_base,
-                    q_token,
-                    y0,
-                    x0,
-                    part,
-                    grid_h,
-                    grid_w,
-                    across,
-                    sampled,
-                    STRIDE,
-                    DIM,
-                    BLOCK_D,
-                    BLOCK_M,
-                    WIDEN,
-                )
+                    q_base, lse_base, q_token, y0, x0, part, grid_h, grid_w,
+                    across, sampled, STRIDE, DIM, BLOCK_D, BLOCK_M, WIDEN,
+                )  # fmt: skip
                 score = tl.dot(k, tl.trans(q_part), input_precision="ieee")
                 sums += tl.sum(tl.exp2(score * scale - lse_part[None, :]), 1)
         tl.store(sums_base + slot, sums * stands_for, mask=slot < keys)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: blocks of queries and of rows, and the host's side of both. Imports Triton."""
+"""How the Triton kernels are launched: blocks, operands and what a device is. Imports Triton."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-__all__ = [
-    "BITS",
-    "LOG2E",
-    "NATS",
-    "Block",
-    "block_dim",
-    "block_queries",
-    "interpreted",
-    "operand",
-    "sm_90",
-    "tile_rows",
-]
+__all__ = ["LOG2E", "Block", "block_dim", "block_queries", "interpreted", "operand", "sm_90"]
 
 LOG2E = 1.4426950408889634  # exponentials are powers of two on GPUs
-BITS = tl.constexpr(LOG2E)  # per nat; kernels read no other kind of global
-NATS = tl.constexpr(1 / LOG2E)  # per bit
 STEP = 8  # elements in 16 bytes of a 16-bit dtype
 MAX_SPAN = 2**31  # offsets within a head are int32
 
@@ -77,14 +63,3 @@ def operand(x: Tensor) -> tuple[Tensor, int, int, int]:
         x = x.contiguous()
     batch, head, token = x.stride()[:3]
     return x, batch // STEP, head // STEP, token // STEP
-
-
-@triton.jit
-def tile_rows(tile, part, grid_h, grid_w, TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Return the tokens [BM] of part `part` of a query tile and which of them exist; others are token 0."""
-    across = tl.cdiv(grid_w, TILE_W)
-    slot = part * BLOCK_M + tl.arange(0, BLOCK_M)
-    y = (tile // across) * TILE_H + slot // TILE_W
-    x = (tile % across) * TILE_W + slot % TILE_W
-    exists = (slot < TILE_H * TILE_W) & (y < grid_h) & (x < grid_w)
-    return tl.where(exists, y * grid_w + x, 0), exists

@@ -16,24 +16,12 @@ __all__ = ["compact_kernel", "gather_kernel", "mark_kernel", "spread_kernel"]
 
 @triton.jit
 def mark_kernel(
-    indices: tl.tensor,
-    counts: tl.tensor,
-    spans: tl.tensor,
-    absent: tl.tensor,
-    valid: tl.tensor,
-    index_batch: tl.tensor,
-    index_head: tl.tensor,
-    index_tile: tl.tensor,
-    count_batch: tl.tensor,
-    count_head: tl.tensor,
-    count_tile: tl.tensor,
-    heads: tl.tensor,
-    tiles: tl.tensor,
-    capacity: tl.tensor,
-    source_total: tl.tensor,
-    row_bytes: tl.tensor,
+    indices: tl.tensor, counts: tl.tensor, spans: tl.tensor, absent: tl.tensor, valid: tl.tensor,
+    index_batch: tl.tensor, index_head: tl.tensor, index_tile: tl.tensor, count_batch: tl.tensor,
+    count_head: tl.tensor, count_tile: tl.tensor, heads: tl.tensor, tiles: tl.tensor, capacity: tl.tensor,
+    source_total: tl.tensor, row_bytes: tl.tensor,
     BLOCK: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     """Store 0 in `absent` [rows, row_bytes] at the span of each kept key, or in `valid` where a value is bad."""
     row = tl.program_id(0)
     tile = row % tiles
@@ -60,6 +48,15 @@ def mark_kernel(
 
 
 @triton.jit
+def _tile_and_source(
+    row: tl.tensor, sources: tl.tensor, tiles: tl.tensor, source_tiles: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """Return the tile of a row of target tiles of all heads, and the row of its source tile."""
+    tile = row % tiles
+    return tile, (row // tiles).to(tl.int64) * source_tiles + tl.load(sources + tile)
+
+
+@triton.jit
 def _kept(absent: tl.tensor, fixed: tl.tensor, word: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Return words with a byte of 1 for every kept key, and with the number of the first i + 1 of them in byte i."""
     kept = (tl.load(absent + word) & tl.load(fixed + word)) ^ 0x01010101
@@ -80,15 +77,10 @@ def _write(
 
 @triton.jit
 def _compact(
-    mapped: tl.tensor,
-    own: tl.tensor,
-    target: tl.tensor,
-    ranks: tl.tensor,
-    row_words: tl.tensor,
+    mapped: tl.tensor, own: tl.tensor, target: tl.tensor, ranks: tl.tensor, row_words: tl.tensor,
     capacity: tl.tensor,
-    BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,
-) -> tl.tensor:
+    BLOCK: tl.constexpr, UNIT: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """Write to `target` the keys that are 0 in one of two rows, ascending, zeros behind them; return their count.
 
     Four keys are one word of a row, and a scan counts two words at once: with one load and one scan for each key the
@@ -124,23 +116,14 @@ def _compact(
 # pass every pointer through shared memory, as neighbours must store to neighbouring places.
 @triton.jit(do_not_specialize=["row_words"])
 def gather_kernel(
-    absent: tl.tensor,
-    fixed: tl.tensor,
-    sources: tl.tensor,
-    out: tl.tensor,
-    out_counts: tl.tensor,
-    tiles: tl.tensor,
-    source_tiles: tl.tensor,
-    row_words: tl.tensor,
-    capacity: tl.tensor,
+    absent: tl.tensor, fixed: tl.tensor, sources: tl.tensor, out: tl.tensor, out_counts: tl.tensor,
+    tiles: tl.tensor, source_tiles: tl.tensor, row_words: tl.tensor, capacity: tl.tensor,
     BLOCK: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     """Write the keys that are 0 in the source tile's row or in the tile's own row, ascending, zeros behind them."""
     row = tl.program_id(0)
-    tile = row % tiles
-    source = (row // tiles).to(tl.int64) * source_tiles + tl.load(sources + tile)
-    mapped = absent + source * row_words
-    own = fixed + tile.to(tl.int64) * row_words
+    tile, source = _tile_and_source(row, sources, tiles, source_tiles)
+    mapped, own = absent + source * row_words, fixed + tile.to(tl.int64) * row_words
     target = out + row.to(tl.int64) * capacity
     count = _compact(mapped, own, target, target, row_words, capacity, BLOCK, 0)
     tl.store(out_counts + row, count)
@@ -148,15 +131,10 @@ def gather_kernel(
 
 @triton.jit(do_not_specialize=["row_words"])
 def compact_kernel(
-    absent: tl.tensor,
-    sinks: tl.tensor,
-    lists: tl.tensor,
-    ranks: tl.tensor,
-    row_words: tl.tensor,
+    absent: tl.tensor, sinks: tl.tensor, lists: tl.tensor, ranks: tl.tensor, row_words: tl.tensor,
     capacity: tl.tensor,
-    BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,
-) -> None:
+    BLOCK: tl.constexpr, UNIT: tl.constexpr,
+) -> None:  # fmt: skip
     """Write the list of one source tile, sinks included, windows not; ranks [rows, row_words / UNIT + 1]."""
     row = tl.program_id(0).to(tl.int64)
     mapped = absent + row * row_words
@@ -166,31 +144,19 @@ def compact_kernel(
 
 @triton.jit(do_not_specialize=["row_words", "capacity"])
 def spread_kernel(
-    absent: tl.tensor,
-    fixed: tl.tensor,
-    hulls: tl.tensor,
-    sources: tl.tensor,
-    lists: tl.tensor,
-    ranks: tl.tensor,
-    out: tl.tensor,
-    out_counts: tl.tensor,
-    tiles: tl.tensor,
-    source_tiles: tl.tensor,
-    row_words: tl.tensor,
-    capacity: tl.tensor,
-    BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,
-) -> None:
+    absent: tl.tensor, fixed: tl.tensor, hulls: tl.tensor, sources: tl.tensor, lists: tl.tensor,
+    ranks: tl.tensor, out: tl.tensor, out_counts: tl.tensor, tiles: tl.tensor, source_tiles: tl.tensor,
+    row_words: tl.tensor, capacity: tl.tensor,
+    BLOCK: tl.constexpr, UNIT: tl.constexpr,
+) -> None:  # fmt: skip
     """Write a source tile's list with the fixed keys of one target tile put in.
 
     All these keys are in the words of the tile's hull, but for the sinks, which are in the list already: so the list is
     copied in front of the hull, compacted anew within, and copied to later slots behind it, with the zeros at its end.
     """
     row = tl.program_id(0)
-    tile = row % tiles
-    source = (row // tiles).to(tl.int64) * source_tiles + tl.load(sources + tile)
-    mapped = absent + source * row_words
-    own = fixed + tile.to(tl.int64) * row_words
+    tile, source = _tile_and_source(row, sources, tiles, source_tiles)
+    mapped, own = absent + source * row_words, fixed + tile.to(tl.int64) * row_words
     target = out + row.to(tl.int64) * capacity
     source_list = lists + source * capacity
     known = ranks + source * (row_words // UNIT + 1)

@@ -92,10 +92,23 @@ def _type(name: str, case: StaticCase, constants: dict[str, Any]) -> str:
     return "fp32" if name == "scale" else "i32"
 
 
-def _build_list(case: StaticCase) -> tuple[Any, dict[str, int]]:
-    """`_build` of a kernel of column lists, which says itself how it is compiled."""
+def _source(case: StaticCase, kind: Any, kernel: Any, constants: dict[str, Any]) -> Any:
+    """Return what is compiled: `kind` is `ASTSource`, or that of Gluon. Pointers are aligned as torch allocates."""
+    signature = {name: _type(name, case, constants) for name in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
+    return kind(kernel, signature, constants, aligned)
+
+
+def _compiled(case: StaticCase, source: Any, options: dict[str, int]) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
+
+    target = TARGETS[case.target]
+    return triton.compile(source, target=GPUTarget(target.backend, target.arch, target.warp), options=options)
+
+
+def _build_list(case: StaticCase) -> tuple[Any, dict[str, int]]:
+    """`_build` of a kernel of column lists, which says itself how it is compiled."""
     from triton.compiler import ASTSource
 
     from sparvar.kernels.map_columns import gpu as mapped
@@ -103,20 +116,12 @@ def _build_list(case: StaticCase) -> tuple[Any, dict[str, int]]:
 
     cases = {name: rest for *rest, name in (*selected.aot_cases(), *mapped.aot_cases())}
     kernel, signature, constants, warps, stages = cases[f"{case.kernel} {case.variant}"]
-    target = TARGETS[case.target]
-    compiled = triton.compile(
-        ASTSource(kernel, signature, constants),
-        target=GPUTarget(target.backend, target.arch, target.warp),
-        options={"num_warps": warps, "num_stages": stages},
-    )
+    compiled = _compiled(case, ASTSource(kernel, signature, constants), {"num_warps": warps, "num_stages": stages})
     return compiled, {"m": 1, "n": constants["BLOCK"] + constants.get("REST", 0), "warps": warps, "stages": stages}
 
 
 def _build_hopper(case: StaticCase) -> tuple[Any, dict[str, int]]:
     """`_build` of the Gluon kernel of `column_sparse_attention`: four warps for each 64 queries, four to load."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
     from sparvar.kernels.column_sparse_attention import hopper
 
     kernel = hopper.column_sparse_hopper_kernel
@@ -130,23 +135,13 @@ def _build_hopper(case: StaticCase) -> tuple[Any, dict[str, int]]:
         "EXTRA": False,
         "CHECK": True,
     }
-    signature = {name: _type(name, case, constants) for name in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
-    target = TARGETS[case.target]
-    compiled = triton.compile(
-        gluon_source(kernel, signature, constants, aligned),
-        target=GPUTarget(target.backend, target.arch, target.warp),
-        options={"num_warps": 4},
-    )
-    return compiled, block
+    return _compiled(case, _source(case, gluon_source, kernel, constants), {"num_warps": 4}), block
 
 
 def _build(case: StaticCase) -> tuple[Any, dict[str, int]]:
     """Return the compiled kernel and its block. Integers are not specialised, so the code serves every call."""
     if case.kernel in LISTS:
         return _build_list(case)
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from sparvar.kernels.attention_stats import gpu as stats
@@ -166,15 +161,8 @@ def _build(case: StaticCase) -> tuple[Any, dict[str, int]]:
         options["hopper"] = True
     block = module.pinned(case.head_dim, ELEMENTS[case.dtype], hip, **options)
     constants = _constants(case, block, kernel.arg_names)
-    signature = {name: _type(name, case, constants) for name in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
-    target = TARGETS[case.target]
-    compiled = triton.compile(
-        ASTSource(kernel, signature, constants, aligned),
-        target=GPUTarget(target.backend, target.arch, target.warp),
-        options={"num_warps": block.warps, "num_stages": block.stages},
-    )
-    return compiled, block._asdict()
+    source = _source(case, ASTSource, kernel, constants)
+    return _compiled(case, source, {"num_warps": block.warps, "num_stages": block.stages}), block._asdict()
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -10,32 +10,16 @@ from torch import Tensor
 
 from sparvar.kernels.attention_stats import gpu, reference
 from sparvar.kernels.common.blocks import Block
-from tests.kernels.support import (
-    DTYPES,
-    HEAD_DIMS,
-    LAMBDA,
-    U,
-    assert_within,
-    qkv,
-    score_error,
-    triton_bound,
-    weight_error,
-)
+from tests.kernels.support import DTYPES, HEAD_DIMS, U, assert_corrected, assert_stats, assert_within, qkv, triton_bound
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, scale: float, block: Block | None = None) -> None:
-    out, lse, entropy = gpu.run(q, k, v, scale, block)
-    exact, exact_lse, exact_entropy = reference.run(q.double(), k.double(), v.double(), scale)
+    out, *stats = gpu.run(q, k, v, scale, block)
+    exact, *exact_stats = reference.run(q.double(), k.double(), v.double(), scale)
     mixed = reference.run(q.double(), k.double(), v.double().abs(), scale)[0]
-    assert out.dtype == q.dtype and lse.dtype == entropy.dtype == torch.float32
-    assert out.transpose(1, 2).is_contiguous()
-    assert_within(out, exact, triton_bound(q, k, v, scale, exact, mixed, k.shape[2]))
-    # As for the CPU kernels: LSE and entropy are sums of weights that are never rounded to 16 bits.
-    rounding = (LAMBDA * math.sqrt(k.shape[2]) + 4) * U
-    assert_within(lse, exact_lse, score_error(q, k, scale) + weight_error(q, k, scale) + rounding + U * exact_lse.abs())
-    spread = float((exact_lse[..., None] - q.double() @ k.double().transpose(2, 3) * scale).max())
-    bound = 2 * (weight_error(q, k, scale) + rounding) * (1 + spread) + score_error(q, k, scale)
-    assert_within(entropy, exact_entropy, bound)
+    assert out.dtype == q.dtype
+    assert_corrected(out, exact, triton_bound(q, k, v, scale, exact, mixed, k.shape[2]), None)
+    assert_stats((stats[0], stats[1]), (exact_stats[0], exact_stats[1]), q, k, scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

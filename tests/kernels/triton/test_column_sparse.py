@@ -9,7 +9,16 @@ from torch import Tensor
 from sparvar.kernels import Columns, QueryTiles
 from sparvar.kernels.column_sparse_attention import gpu, reference
 from sparvar.kernels.common.blocks import Block
-from tests.kernels.support import DTYPES, HEAD_DIMS, assert_within, qkv, random_columns, tiles_of, triton_bound
+from tests.kernels.support import (
+    DTYPES,
+    HEAD_DIMS,
+    assert_corrected,
+    assert_within,
+    qkv,
+    random_columns,
+    tiles_of,
+    triton_bound,
+)
 from tests.kernels.test_column_sparse_attention import TILES, bad_lists
 
 # grid and tile sides: ragged both ways, one query, tiles split into parts, part of a block, tiles of one
@@ -33,12 +42,8 @@ def check(
     extra = None if correction is None else correction.double()
     exact = reference.run(q.double(), k.double(), v.double(), lists, scale, tiles, extra)
     mixed = reference.run(q.double(), k.double(), v.double().abs(), lists, scale, tiles)
-    assert out.dtype == q.dtype and out.transpose(1, 2).is_contiguous()
-    bound = triton_bound(q, k, v, scale, exact, mixed, int(lists[1].max()))
-    if extra is not None:  # one more fp32 addition
-        bound = bound + 2.0**-23 * (exact.abs() + extra.abs())
-    assert_within(out, exact, bound)
-    return out
+    assert out.dtype == q.dtype
+    return assert_corrected(out, exact, triton_bound(q, k, v, scale, exact, mixed, int(lists[1].max())), correction)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
