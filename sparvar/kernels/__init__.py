@@ -22,7 +22,7 @@ from sparvar.kernels.kv_cache.memory import empty as kv_empty
 from sparvar.kernels.kv_cache.memory import give_back
 from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
 from sparvar.kernels.kv_cache.memory import release_idle as kv_release
-from sparvar.kernels.kv_cache.op import kv_adopt, kv_extend
+from sparvar.kernels.kv_cache.op import kv_acquire, kv_extend
 from sparvar.kernels.local_columns.op import local_columns
 from sparvar.kernels.local_columns.windows import LocalWindows, local_capacity
 from sparvar.kernels.map_columns.op import map_columns
@@ -63,7 +63,7 @@ __all__ = [
     "gpu_fit",
     "gpu_status",
     "implementation",
-    "kv_adopt",
+    "kv_acquire",
     "kv_empty",
     "kv_extend",
     "kv_held_bytes",

@@ -1,4 +1,4 @@
-"""`kv_adopt` and `kv_extend` mean `torch.cat`, append in place where they can, and keep nothing alive."""
+"""`kv_acquire` and `kv_extend` mean `torch.cat`, append in place where they can, and keep nothing alive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAPACITY = 64
 
 
 def cat(previous: Tensor, new: Tensor, dim: int = 2, capacity: int = CAPACITY) -> Tensor:
-    token = kernels.kv_adopt(previous, capacity, dim)
+    token = kernels.kv_acquire(previous, capacity, dim)
     return kernels.kv_extend(new, token, previous.shape[dim], capacity, dim)
 
 
@@ -114,9 +114,9 @@ def test_branches_do_not_overwrite_each_other() -> None:
     assert torch.equal(left, torch.cat((kept, a), 2)) and torch.equal(right, torch.cat((kept, b), 2))
 
 
-def test_two_adoptions_before_two_extensions() -> None:
+def test_two_acquisitions_before_two_extensions() -> None:
     root = cat(fresh(2, 5, 2), fresh(2, 3, 2))
-    tokens = [kernels.kv_adopt(root, CAPACITY, 2) for _ in range(2)]
+    tokens = [kernels.kv_acquire(root, CAPACITY, 2) for _ in range(2)]
     news = [fresh(2, 4, 2) for _ in range(2)]
     grown = [kernels.kv_extend(new, token, 8, CAPACITY, 2) for new, token in zip(news, tokens, strict=True)]
     for new, result in zip(news, grown, strict=True):
@@ -125,15 +125,15 @@ def test_two_adoptions_before_two_extensions() -> None:
 
 def test_a_token_used_twice_is_right_both_times() -> None:
     root = fresh(2, 5, 2)
-    token = kernels.kv_adopt(root, CAPACITY, 2)
+    token = kernels.kv_acquire(root, CAPACITY, 2)
     a, b = fresh(2, 4, 2), fresh(2, 6, 2)
     left, right = (kernels.kv_extend(new, token, 5, CAPACITY, 2) for new in (a, b))
     assert torch.equal(left, torch.cat((root, a), 2)) and torch.equal(right, torch.cat((root, b), 2))
 
 
-def test_an_unused_adoption_only_costs_a_copy() -> None:
+def test_an_unused_acquisition_only_costs_a_copy() -> None:
     root = cat(fresh(2, 5, 2), fresh(2, 3, 2))
-    kernels.kv_adopt(root, CAPACITY, 2)
+    kernels.kv_acquire(root, CAPACITY, 2)
     new = fresh(2, 4, 2)
     assert torch.equal(cat(root, new), torch.cat((root, new), 2))
 
@@ -162,7 +162,7 @@ def test_buffers_are_freed() -> None:
     assert live_buffers() == before + 1, "a view keeps it"
     del view
     assert live_buffers() == before
-    token = kernels.kv_adopt(fresh(2, 5, 2), CAPACITY, 2)
+    token = kernels.kv_acquire(fresh(2, 5, 2), CAPACITY, 2)
     assert live_buffers() == before + 1, "the token keeps it"
     del token
     assert live_buffers() == before
@@ -192,7 +192,7 @@ def test_threads_grow_one_root_apart() -> None:
 
 
 def test_a_token_whose_buffer_is_gone() -> None:
-    token = kernels.kv_adopt(fresh(1, 4, 2), CAPACITY, 2)
+    token = kernels.kv_acquire(fresh(1, 4, 2), CAPACITY, 2)
     copied = torch.tensor(token.tolist())
     del token
     with pytest.raises(KernelError, match="token: must name a buffer that is still held"):
@@ -202,9 +202,12 @@ def test_a_token_whose_buffer_is_gone() -> None:
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda x, t: kernels.kv_adopt(x, 3, 2), "capacity: must be at least 4, the tokens to hold, got 3"),
-        (lambda x, t: kernels.kv_adopt(x, 8, 4), "dim: must be a dimension of previous, 0 to 3, got 4"),
-        (lambda x, t: kernels.kv_extend(x, t.int(), 4, CAPACITY, 2), "token: must be the token of kv_adopt, int64 [2]"),
+        (lambda x, t: kernels.kv_acquire(x, 3, 2), "capacity: must be at least 4, the tokens to hold, got 3"),
+        (lambda x, t: kernels.kv_acquire(x, 8, 4), "dim: must be a dimension of previous, 0 to 3, got 4"),
+        (
+            lambda x, t: kernels.kv_extend(x, t.int(), 4, CAPACITY, 2),
+            "token: must be the token of kv_acquire, int64 [2]",
+        ),
         (lambda x, t: kernels.kv_extend(x, t, 61, CAPACITY, 2), "capacity: must be at least 65"),
         (lambda x, t: kernels.kv_extend(x, t, -1, CAPACITY, 2), "length: must not be negative, got -1"),
         (lambda x, t: kernels.kv_extend(x, t, 5, CAPACITY, 2), "length: must be at most the 4 rows"),
@@ -215,7 +218,7 @@ def test_a_token_whose_buffer_is_gone() -> None:
 def test_errors(call: Any, text: str) -> None:
     x = fresh(1, 4, 2)
     with pytest.raises(KernelError) as caught:
-        call(x, kernels.kv_adopt(x, CAPACITY, 2))
+        call(x, kernels.kv_acquire(x, CAPACITY, 2))
     assert text in str(caught.value)
 
 

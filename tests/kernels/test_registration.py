@@ -27,8 +27,8 @@ def cases() -> dict[str, tuple[Any, ...]]:
         "local_columns": ([1, 2, 4, 6], [1, 2, 4, 6], 0, 4, 2, 3, [0, 0, 3, 5], 1, torch.device("cpu")),
         "column_sparse_attention": (q, k, v, indices, counts, 0.25, 4, 6, 2, 6, torch.randn(2, 3, 24, 16)),
         "row_mlp": (torch.randn(2, 7, 16), torch.randn(24, 16), torch.randn(24), torch.randn(8, 24), None, "gelu_tanh"),
-        "kv_adopt": (cache, 32, 2),
-        "kv_extend": (torch.randn(2, 3, 4, 8), kernels.kv_adopt(cache, 32, 2), 5, 32, 2),
+        "kv_acquire": (cache, 32, 2),
+        "kv_extend": (torch.randn(2, 3, 4, 8), kernels.kv_acquire(cache, 32, 2), 5, 32, 2),
     }
 
 
@@ -38,7 +38,7 @@ NAMES = tuple(cases())
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(implementation: str, name: str) -> None:
     tests: tuple[str, ...] = ("test_schema", "test_autograd_registration", "test_faketensor")
-    if name != "kv_adopt":  # its token is a name, so two calls never agree
+    if name != "kv_acquire":  # its token is a name, so two calls never agree
         tests = (*tests, "test_aot_dispatch_dynamic")
     arguments = cases()[name]
     torch.library.opcheck(getattr(torch.ops.sparvar, name).default, arguments, test_utils=tests)
@@ -66,7 +66,7 @@ def test_compiled_graph_agrees(backend: str, mode: Any) -> None:
         new = (x + 1).view(2, 24, 3, 16).transpose(1, 2)
         grown = []
         for cache in (cached_k, cached_v):
-            token = kernels.kv_adopt(cache, 80, 2)
+            token = kernels.kv_acquire(cache, 80, 2)
             grown.append(kernels.kv_extend(new, token, 16, 80, 2))
         q = (x * 2).view(2, 24, 3, 16).transpose(1, 2)
         out, lse, entropy = kernels.attention_stats(q, *grown, 0.25)

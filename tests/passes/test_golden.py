@@ -22,7 +22,7 @@ def test_graph(texts: dict[str, str], name: str) -> None:
 
 def test_what_the_graphs_must_say(texts: dict[str, str]) -> None:
     assert "scaled_dot_product_attention" in texts["first_scale_dense"]
-    assert "kv_adopt" not in texts["first_scale_dense"]
+    assert "kv_acquire" not in texts["first_scale_dense"]
     assert texts["second_scale_dense"].count("= kv_extend.default(") == 2
     assert "site_decide" in texts["decide"] and "scaled_dot_product_attention" not in texts["decide"]
     assert "site_sparse" in texts["sparse"] and "scaled_dot_product_attention" not in texts["sparse"]

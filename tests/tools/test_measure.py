@@ -65,6 +65,6 @@ def test_live_peak_counts_what_lives_at_once_and_cache_buffers() -> None:
 
     def grow() -> None:
         cache = torch.zeros(1, 1, 4, 64)
-        kept.append(kernels.kv_extend(cache, kernels.kv_adopt(cache, 1 << 14, 2), 4, 1 << 14, 2))
+        kept.append(kernels.kv_extend(cache, kernels.kv_acquire(cache, 1 << 14, 2), 4, 1 << 14, 2))
 
     assert 4 << 20 <= live_peak(grow) < 5 << 20

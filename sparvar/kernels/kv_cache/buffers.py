@@ -19,7 +19,7 @@ from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.torch_compat import storage_address, storage_at
 from sparvar.kernels.kv_cache import memory
 
-__all__ = ["adopt", "buffer_shape", "extend", "live_buffers", "row_strides"]
+__all__ = ["acquire", "buffer_shape", "extend", "live_buffers", "row_strides"]
 
 NO_CLAIM = 0
 
@@ -100,7 +100,7 @@ def _is_tail(previous: Tensor, buffer: _Buffer, capacity: int, dim: int) -> bool
     )
 
 
-def adopt(previous: Tensor, capacity: int, dim: int) -> tuple[int, int, Tensor]:
+def acquire(previous: Tensor, capacity: int, dim: int) -> tuple[int, int, Tensor]:
     """Return (serial, claim, buffer) of a buffer of `capacity` whose first rows are `previous`.
 
     It is the buffer that `previous` is the tail of, if there is one nobody else is about to continue; otherwise a
@@ -133,7 +133,7 @@ def extend(new: Tensor, serial: int, claim: int, length: int, capacity: int, dim
                 "token",
                 "name a buffer that is still held",
                 f"buffer {serial}, which is gone",
-                "keep the token of kv_adopt until kv_extend has used it",
+                "keep the token of kv_acquire until kv_extend has used it",
             )
         shape = buffer_shape(new.shape, capacity, dim)
         if buffer.shape != shape or buffer.dim != dim:

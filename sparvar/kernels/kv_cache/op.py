@@ -1,4 +1,4 @@
-"""Declaration of `kv_adopt` and `kv_extend`: schema, checks, fake and implementation.
+"""Declaration of `kv_acquire` and `kv_extend`: schema, checks, fake and implementation.
 
 Torch ops on slices do the work on every device, so there is one implementation, in `buffers`.
 """
@@ -15,7 +15,7 @@ from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.library import define
 from sparvar.kernels.kv_cache import buffers
 
-__all__ = ["kv_adopt", "kv_extend"]
+__all__ = ["kv_acquire", "kv_extend"]
 
 
 def _check_cache(name: str, cache: Tensor, length: int, capacity: int, dim: int) -> None:
@@ -27,20 +27,20 @@ def _check_cache(name: str, cache: Tensor, length: int, capacity: int, dim: int)
         raise fail("capacity", f"be at least {length}, the tokens to hold", capacity)
 
 
-def _prepare_adopt(previous: Tensor, capacity: int, dim: int) -> tuple[Any, ...]:
+def _prepare_acquire(previous: Tensor, capacity: int, dim: int) -> tuple[Any, ...]:
     _check_cache("previous", previous, previous.shape[dim] if 0 <= dim < previous.dim() else 0, capacity, dim)
     return previous, capacity, dim
 
 
-def _adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
-    serial, claim, whole = buffers.adopt(previous, capacity, dim)
+def _acquire(previous: Tensor, capacity: int, dim: int) -> Tensor:
+    serial, claim, whole = buffers.acquire(previous, capacity, dim)
     with torch.inference_mode(False):
         token = torch.tensor([serial, claim], dtype=torch.int64, device="cpu")
     token._sparvar_buffer = whole  # type: ignore[attr-defined]  # alive until the token goes
     return token
 
 
-def _adopt_empty(previous: Tensor, capacity: int, dim: int) -> Tensor:
+def _acquire_empty(previous: Tensor, capacity: int, dim: int) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device="cpu")
 
 
@@ -49,7 +49,7 @@ def _prepare_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim:
     if not named or token.device.type not in ("cpu", "meta"):
         raise fail(
             "token",
-            "be the token of kv_adopt, int64 [2] on the CPU",
+            "be the token of kv_acquire, int64 [2] on the CPU",
             f"{token.dtype} {list(token.shape)} on {token.device}",
         )
     _check_cache("new", new, length, capacity, dim)
@@ -68,8 +68,8 @@ def _extend_empty(new: Tensor, token: Tensor, length: int, capacity: int, dim: i
     return new.new_empty_strided(shape, buffers.row_strides(buffers.buffer_shape(new.shape, capacity, dim)))
 
 
-_adopt_op: Callable[..., Tensor] = define(
-    "kv_adopt(Tensor previous, int capacity, int dim) -> Tensor", _prepare_adopt, _adopt, _adopt_empty
+_acquire_op: Callable[..., Tensor] = define(
+    "kv_acquire(Tensor previous, int capacity, int dim) -> Tensor", _prepare_acquire, _acquire, _acquire_empty
 )
 _extend_op: Callable[..., Tensor] = define(
     "kv_extend(Tensor new, Tensor token, int length, int capacity, int dim) -> Tensor",
@@ -79,7 +79,7 @@ _extend_op: Callable[..., Tensor] = define(
 )
 
 
-def kv_adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
+def kv_acquire(previous: Tensor, capacity: int, dim: int) -> Tensor:
     """Return a token, int64 [2] on the CPU, for a buffer that begins with `previous` and has room for `capacity`.
 
     `dim` is the sequence dimension, 2 for [B, H, L, D], 1 for [B, L, H, D]. No copy if `previous` is the tail of its
@@ -88,13 +88,13 @@ def kv_adopt(previous: Tensor, capacity: int, dim: int) -> Tensor:
 
     Raises `KernelError` on a wrong dimension or a capacity below the length of `previous`.
     """
-    return _adopt_op(previous, capacity, dim)
+    return _acquire_op(previous, capacity, dim)
 
 
 def kv_extend(new: Tensor, token: Tensor, length: int, capacity: int, dim: int) -> Tensor:
     """Return `torch.cat((previous, new), dim)` as a view of the buffer that `token` names.
 
-    `length` is the length of `previous`, `capacity` and `dim` those given to `kv_adopt`. The result has the strides
+    `length` is the length of `previous`, `capacity` and `dim` those given to `kv_acquire`. The result has the strides
     of the buffer. A token that was used before still gives the right result, through a copy.
 
     Raises `KernelError` if the buffer is gone, or shape, dtype, device or capacity do not fit.

@@ -1,4 +1,4 @@
-"""Oracle of `kv_adopt` and `kv_extend`: `torch.cat`."""
+"""Oracle of `kv_acquire` and `kv_extend`: `torch.cat`."""
 
 from __future__ import annotations
 

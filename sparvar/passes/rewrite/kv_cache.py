@@ -17,7 +17,7 @@ from sparvar.passes.capture import AttentionCall, example, find_attention, is_ca
 
 
 class KvCacheRule:
-    """``cat((cache, new), dim)`` that feeds attention and goes back to the model: adopt and extend."""
+    """``cat((cache, new), dim)`` that feeds attention and goes back to the model: acquire and extend."""
 
     name = "kv_cache"
 
@@ -76,7 +76,7 @@ class KvCacheRule:
             ]
             if context.whole:
                 cast[1] = graph.call_function(ops.site_spread.default, (cast[1], context.whole, dim))
-            token = graph.call_function(ops.kv_adopt.default, (cast[0], context.capacity, dim))
+            token = graph.call_function(ops.kv_acquire.default, (cast[0], context.capacity, dim))
             view = graph.call_function(ops.kv_extend.default, (cast[1], token, old.shape[dim], context.capacity, dim))
         if context.whole:
             shape = list(grown.shape)
