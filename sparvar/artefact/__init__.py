@@ -4,7 +4,8 @@ from sparvar.artefact.execution.inputs import Request
 from sparvar.artefact.execution.noise import NumpyNoiseStream, TorchNoiseStream
 from sparvar.artefact.files import check_files, pack, unpack
 from sparvar.artefact.manifest.consistency import check_tensors
-from sparvar.artefact.manifest.schema import FormatSpec, Manifest, ProgramSpec, Step, read_manifest
+from sparvar.artefact.manifest.reading import read_manifest
+from sparvar.artefact.manifest.schema import FormatSpec, Manifest, ProgramSpec, Step
 from sparvar.artefact.session import Artefact, Session, load, opened
 from sparvar.artefact.tensors import TensorFile
 from sparvar.artefact.trust import known, remember, require_trust

@@ -17,7 +17,8 @@ from typing import IO, BinaryIO
 from sparvar import env
 from sparvar.artefact.disk import locked, output_error, whole
 from sparvar.artefact.manifest.paths import clashes, path_problem, refused_name
-from sparvar.artefact.manifest.schema import LARGEST, MANIFEST, FileSpec, Manifest, read_manifest
+from sparvar.artefact.manifest.reading import parse_manifest, read_manifest
+from sparvar.artefact.manifest.schema import LARGEST, MANIFEST, FileSpec, Manifest
 from sparvar.artefact.pickles import refuse_pickles
 from sparvar.errors import ArtefactError, OutputError, SparvarWarning, message
 from sparvar.private_files import UnsafeFileError, code_folder, make_folder, not_private, tighten
@@ -180,7 +181,7 @@ def _entries(archive: zipfile.ZipFile, file: Path, size: int) -> dict[str, zipfi
 
 def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], file: Path) -> Path:
     data = archive.read(entries[MANIFEST])
-    manifest = Manifest.loads(data, f"{file}: {MANIFEST}")
+    manifest = parse_manifest(data, f"{file}: {MANIFEST}")
     for path, spec in manifest.files.items():
         if path not in entries:
             raise ArtefactError(message(f"{file}: {path!r}", "be there", "no file", AGAIN))

@@ -20,7 +20,8 @@ from sparvar.artefact.execution.noise import NumpyNoiseStream, TorchNoiseStream
 from sparvar.artefact.files import check_files, unpack
 from sparvar.artefact.formats import FORMATS
 from sparvar.artefact.golden import golden_run
-from sparvar.artefact.manifest.schema import FormatSpec, Manifest, read_manifest
+from sparvar.artefact.manifest.reading import read_manifest
+from sparvar.artefact.manifest.schema import FormatSpec, Manifest
 from sparvar.artefact.tensors import TensorFile
 from sparvar.artefact.trust import require_trust
 from sparvar.errors import ArtefactError, OptionError, message
@@ -119,7 +120,7 @@ class Artefact:
             raise OptionError(message("graphs", "be left out but for aoti on a CUDA device", f"{name} on {kind}"))
         self.engine = _engine(name, device)
         self.engine.check(self.format.requires)
-        self.engine.adopt({folder / each: manifest.files[each].sha256 for each in self.format.native})
+        self.engine.load_native({folder / each: manifest.files[each].sha256 for each in self.format.native})
         self.chain = Chain(self.format.steps, KEPT)
         self.tensors = self._tensors()
         # Programs are called by one thread at a time where graphs hold them: what many runners need, no graph may.
@@ -138,12 +139,8 @@ class Artefact:
         for kind in ("weights", "constants"):
             path = self.folder / f"{kind}.safetensors"
             wanted = [name.removeprefix(f"{kind}/") for name in self.chain.names if name.startswith(f"{kind}/")]
-            shared = self.format.initialisers if kind == "weights" else ()
-            if wanted or shared:
-                file = TensorFile(path)
-                if shared:
-                    self.engine.share(self.engine.tensors(file, shared))
-                tensors = self.engine.tensors(file, wanted)
+            if wanted:
+                tensors = self.engine.tensors(TensorFile(path), wanted)
                 found.update({f"{kind}/{name}": tensor for name, tensor in tensors.items()})
         return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from sparvar.artefact.manifest.reading import parse_manifest
 from sparvar.artefact.manifest.schema import Manifest
 
 
@@ -117,4 +118,4 @@ def artefact(folder: Path, contents: Mapping[str, bytes] | None = None) -> Manif
         path.write_bytes(data)
     text = json.dumps(document() | {"files": files_json(contents)})
     (folder / "manifest.json").write_text(text)
-    return Manifest.loads(text)
+    return parse_manifest(text)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pytest
 
 from sparvar.artefact.files import check_files, pack, unpack
-from sparvar.artefact.manifest.schema import Manifest
+from sparvar.artefact.manifest.reading import parse_manifest, read_manifest
 from sparvar.errors import ArtefactError, OutputError
 from tests.artefact.factory import CONTENTS, artefact, document, files_json
 
@@ -88,7 +88,7 @@ def test_what_is_unpacked_and_damaged_is_unpacked_again(packed: Path, cache: Pat
         plan.unlink()
         plan.symlink_to("/etc/passwd")
     assert unpack(packed) == folder
-    check_files(folder, Manifest.read(folder))
+    check_files(folder, read_manifest(folder)[0])
     assert leftovers(cache) == [folder.name]
 
 
@@ -96,7 +96,7 @@ def test_what_a_killed_process_left_goes_away(packed: Path, cache: Path) -> None
     folder = unpack(packed)
     folder.rename(cache / f".{folder.name}.part")
     (cache / f".{folder.name}.part" / "plan.json").write_text("half")
-    check_files(unpack(packed), Manifest.read(folder))
+    check_files(unpack(packed), read_manifest(folder)[0])
     assert leftovers(cache) == [folder.name]
 
 
@@ -241,7 +241,7 @@ def test_a_disk_that_fills_while_unpacking(packed: Path, cache: Path, monkeypatc
             unpack(packed)
     assert str(cache) in str(caught.value)
     assert leftovers(cache) == []
-    check_files(unpack(packed), Manifest.loads(TEXT))
+    check_files(unpack(packed), parse_manifest(TEXT))
 
 
 @pytest.mark.parametrize("call", ["os.replace", "os.mkdir"])
@@ -337,5 +337,5 @@ def test_processes_that_unpack_at_once(packed: Path, cache: Path) -> None:
     assert [process.returncode for process in running] == [0] * 4
     (folder,) = {folder for folder, _ in said}
     assert sorted(int(count) for _, count in said) == [0, 0, 0, len(CONTENTS)]
-    check_files(folder, Manifest.read(folder))
+    check_files(folder, read_manifest(folder)[0])
     assert leftovers(cache) == [Path(folder).name]

@@ -62,7 +62,7 @@ class AotiEngine:
                 message(f"program {path.name}", "be a package that torch can load", reason, "export it again")
             ) from error
 
-    def adopt(self, native: Mapping[Path, str]) -> None:
+    def load_native(self, native: Mapping[Path, str]) -> None:
         """Load the CPU kernels that came with the artefact, by path and checksum: nothing is compiled here."""
         from sparvar.kernels import adopt_library
 

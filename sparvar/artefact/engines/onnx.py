@@ -38,15 +38,10 @@ class OnnxEngine:
                 )
             )
         self.provider = provider
-        self._weights: dict[str, Any] = {}
 
     def tensors(self, file: TensorFile, names: Sequence[str]) -> dict[str, Any]:
         """Tensors of a file, as values of onnxruntime."""
         return {name: self.ort.OrtValue.ortvalue_from_numpy(file.numpy(name)) for name in names}
-
-    def share(self, weights: Mapping[str, Any]) -> None:
-        """Values that sessions made from now on use as initialisers of these names instead of reading their own."""
-        self._weights = dict(weights)
 
     def buffer(self, shape: Sequence[int], dtype: str) -> Any:
         """Memory that programs write into."""
@@ -66,8 +61,6 @@ class OnnxEngine:
         # what is in use.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
-        for name, value in self._weights.items():
-            options.add_initializer(name, value)
         try:
             session = self.ort.InferenceSession(str(path), options, providers=[self.provider])
         except Exception as error:  # onnxruntime's own classes derive from nothing narrower
@@ -84,7 +77,7 @@ class OnnxEngine:
 
         return run
 
-    def adopt(self, native: Mapping[Path, str]) -> None:
+    def load_native(self, native: Mapping[Path, str]) -> None:
         """There is no native code in ONNX artefacts."""
 
     def running(self) -> Any:

@@ -100,7 +100,7 @@ class TensorRtEngine:
             trt.bool: torch.bool,
         }[dtype]
 
-    def adopt(self, native: Mapping[Path, str]) -> None:
+    def load_native(self, native: Mapping[Path, str]) -> None:
         """There is no native code beside the engines."""
 
     def running(self) -> Any:

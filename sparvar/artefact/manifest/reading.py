@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import fields
+from pathlib import Path
 
+from sparvar.artefact.manifest.consistency import check_manifest
 from sparvar.artefact.manifest.dtypes import DTYPES
 from sparvar.artefact.manifest.fields import Field, parse
 from sparvar.artefact.manifest.schema import (
     FORMAT,
     LARGEST,
+    MANIFEST,
     SCHEMA,
     BufferSpec,
     FileSpec,
@@ -27,7 +31,7 @@ from sparvar.artefact.manifest.schema import (
 )
 from sparvar.errors import ArtefactError, message
 
-__all__ = ["build", "read_shape"]
+__all__ = ["parse_manifest", "read_manifest", "read_shape"]
 
 KINDS = ("class", "number", "tensor")
 DISTRIBUTIONS = ("uniform", "exponential", "normal")
@@ -183,7 +187,7 @@ def _check_head(root: Field) -> None:
         found["schema"].fail(f"be {SCHEMA} for this sparvar", str(schema), remedy)
 
 
-def build(text: str | bytes | bytearray, where: str) -> Manifest:
+def _build(text: str | bytes | bytearray, where: str) -> Manifest:
     """Return the manifest, each field of the right kind; what fields say of each other is not checked.
 
     Raises `ArtefactError`.
@@ -221,3 +225,26 @@ def build(text: str | bytes | bytearray, where: str) -> Manifest:
         golden=_golden(at["golden"]),
         memory={name: value.integer() for name, value in at["memory"].entries().items()},
     )
+
+
+def parse_manifest(text: str | bytes | bytearray, where: str = MANIFEST) -> Manifest:
+    """Read and check the text of a manifest; ``where`` names it in messages. Raises `ArtefactError`."""
+    return check_manifest(_build(text, where), where)
+
+
+def read_manifest(folder: Path | str) -> tuple[Manifest, str]:
+    """Read and check ``folder/manifest.json``; return it with the sha256 of the very bytes that were read.
+
+    Raises `ArtefactError`.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        if path.is_symlink():
+            raise ArtefactError(message(str(path), "be a file", "a link", "copy the artefact with its links followed"))
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        remedy = "name the folder that sparvar export wrote"
+        got = f"no readable {MANIFEST} there ({error.strerror or error})"
+        raise ArtefactError(message(str(folder), "be an artefact", got, remedy)) from error
+    return parse_manifest(data, str(path)), hashlib.sha256(data).hexdigest()

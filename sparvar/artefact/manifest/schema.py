@@ -6,12 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from sparvar.artefact.formats import FORMATS
 from sparvar.artefact.manifest.paths import native_name
-from sparvar.errors import ArtefactError, message
 
 __all__ = [
     "CONSTANTS",
@@ -32,7 +30,6 @@ __all__ = [
     "Step",
     "TensorSpec",
     "content_digest",
-    "read_manifest",
 ]
 
 FORMAT = "sparvar-artefact"
@@ -168,8 +165,7 @@ class FormatSpec:
     """The programs in one format, what they need to run, and the steps of a generation.
 
     ``requires`` maps what must agree (``torch``, ``platform``, ``cpu``) to one word or several. ``native`` are files
-    with native code that programs load beside their own. ``initialisers`` are tensors of the weights' file that
-    programs name as their own and share: a runtime hands them over once.
+    with native code that programs load beside their own.
     """
 
     device: str
@@ -177,7 +173,6 @@ class FormatSpec:
     programs: Mapping[str, ProgramSpec]
     steps: tuple[Step, ...]
     native: tuple[str, ...] = field(default=(), metadata={"optional": True})
-    initialisers: tuple[str, ...] = field(default=(), metadata={"optional": True})
 
     def files(self) -> tuple[str, ...]:
         """Paths of the programs and of the native code, each once."""
@@ -235,25 +230,8 @@ class Manifest:
     golden: Golden
     memory: Mapping[str, int]
 
-    @staticmethod
-    def read(folder: Path | str) -> Manifest:
-        """Read and check ``folder/manifest.json``. Raises `ArtefactError`."""
-        return read_manifest(folder)[0]
-
-    @staticmethod
-    def loads(text: str | bytes | bytearray, where: str = MANIFEST) -> Manifest:
-        """Read and check the text of a manifest; ``where`` names it in messages. Raises `ArtefactError`."""
-        from sparvar.artefact.manifest.consistency import check_manifest
-        from sparvar.artefact.manifest.reading import build
-
-        return check_manifest(build(text, where), where)
-
-    def check(self) -> Manifest:
-        """Check this manifest as one that is read; return it. Raises `ArtefactError`."""
-        return Manifest.loads(self.dumps())
-
     def dumps(self) -> str:
-        """The manifest as JSON, with a digest of itself that `loads` checks; `loads` gives an equal manifest."""
+        """The manifest as JSON, with a digest of itself; `parse_manifest` checks it and gives an equal manifest."""
         content = {"format": FORMAT, "schema": SCHEMA} | _plain(self)
         content = {"format": FORMAT, "schema": SCHEMA, "digest": content_digest(content)} | content
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -264,24 +242,6 @@ def content_digest(content: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in content.items() if key != "digest"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def read_manifest(folder: Path | str) -> tuple[Manifest, str]:
-    """Read and check ``folder/manifest.json``; return it with the sha256 of the very bytes that were read.
-
-    Raises `ArtefactError`.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        if path.is_symlink():
-            raise ArtefactError(message(str(path), "be a file", "a link", "copy the artefact with its links followed"))
-        with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
-    except OSError as error:
-        remedy = "name the folder that sparvar export wrote"
-        got = f"no readable {MANIFEST} there ({error.strerror or error})"
-        raise ArtefactError(message(str(folder), "be an artefact", got, remedy)) from error
-    return Manifest.loads(data, str(path)), hashlib.sha256(data).hexdigest()
 
 
 def _plain(value: Any) -> Any:
