@@ -86,9 +86,9 @@ def attach_model(model: nn.Module, options: Options) -> nn.Module:
 
 def _shortened(attachment: Attachment, plan: Plan, model: nn.Module, arguments: Mapping[str, Any]) -> Any:
     # Families load what few generations need.
-    from sparvar.runtime.generation_loop import shortened
+    from sparvar.runtime.generation_loop import generate_truncated
 
-    return shortened(attachment, plan, model, arguments)
+    return generate_truncated(attachment, plan, model, arguments)
 
 
 def reset(model: nn.Module) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from sparvar.compiler.compiled_sites import copy_of, unwrap_error
 from sparvar.compiler.select_sites import select_sites
 from sparvar.compiler.torch_compat import dynamo_source
-from sparvar.errors import CaptureError, message
+from sparvar.errors import CaptureError, PlanError, message
+from sparvar.models import Family
 from sparvar.passes import GraphContext
 from sparvar.runtime.attaching import attach, detach
 from sparvar.runtime.attachment import Attachment
@@ -169,17 +170,62 @@ def all_dense(plan: Plan) -> Plan:
     )
 
 
-def record(
-    model: nn.Module, plan: Plan, activations: Sequence[str], generate: Callable[[], Any]
-) -> tuple[list[Site], dict[int, list[BlockGraph]], Any]:
-    """Run ``generate`` densely and return the sites, the graphs of every scale and what it returned.
+@dataclass
+class Recorded:
+    """What one dense generation showed of the blocks: all that tracing needs.
 
-    Scales are numbered from 1; 0 is a call with the prefix alone. More than one graph at a scale means that layers
-    differ in more than their weights.
+    Attributes:
+        family, plan: whose schedule is the same.
+        inputs: one tensor per input of the family.
+        sites: the blocks.
+        graphs: by scale, 0 being a call with the prefix alone; several where layers differ in more than their weights.
+        image: the model's own, of ``inputs`` and seed 0.
+    """
+
+    family: Family
+    plan: Plan
+    inputs: dict[str, Tensor]
+    sites: list[Site]
+    graphs: dict[int, list[BlockGraph]]
+    image: Tensor
+
+    def of(self, scale: int) -> BlockGraph:
+        """The one graph of a scale.
+
+        Raises:
+            CaptureError: layers differ in more than their weights.
+        """
+        graphs = self.graphs[scale]
+        if len(graphs) != 1:
+            layers = "; ".join(", ".join(map(str, graph.layers)) for graph in graphs)
+            raise CaptureError(message(f"the blocks at scale {scale}", "share one graph", f"{len(graphs)}: {layers}"))
+        return graphs[0]
+
+
+def record_blocks(family: Family, plan: Plan, inputs: dict[str, Tensor]) -> Recorded:
+    """Record the blocks in one dense generation of ``inputs`` with seed 0.
 
     Raises:
+        PlanError: the plan is for another schedule.
         CaptureError: a block is not one graph, or was not called.
     """
+    if tuple(map(tuple, plan.schedule)) != tuple(map(tuple, family.schedule)):
+        raise PlanError(
+            message("plan", f"be made for the schedule {family.schedule}", f"one for {plan.schedule}"), plan.name
+        )
+    model: nn.Module = family.model
+    full = family.longest(inputs)
+    with family.functional():
+        sites, graphs, image = _record(model, plan, list(family.block_values), lambda: family.generate(full, 0))
+        if any(not torch.equal(full[name], inputs[name]) for name in inputs):
+            image = family.generate(inputs, 0)  # a shorter prompt's packed rows would be sizes in the graphs
+    return Recorded(family, plan, inputs, sites, graphs, image)
+
+
+def _record(
+    model: nn.Module, plan: Plan, activations: Sequence[str], generate: Callable[[], Any]
+) -> tuple[list[Site], dict[int, list[BlockGraph]], Any]:
+    """Run ``generate`` densely; the sites, the graphs of every scale and what it returned."""
     dense = all_dense(plan)
     plans = PlanSet.of([dense])
     sites = select_sites(model, plans, "block")

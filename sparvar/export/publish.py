@@ -1,10 +1,22 @@
-"""The README that goes with an artefact, for whoever receives it."""
+"""Put an artefact where it is asked for: the place held and checked, the whole moved there, its README."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from sparvar.artefact.manifest.schema import Manifest
+from filelock import FileLock, Timeout
+
+from sparvar.artefact.files import pack
+from sparvar.artefact.manifest.schema import MANIFEST, Manifest
+from sparvar.artefact.trust import remember
+from sparvar.errors import OutputError, message
+from sparvar.private_files import UnsafeFileError, tighten
 
 NEEDS = {
     "aoti": "sparvar and torch of exactly the version below",
@@ -13,8 +25,86 @@ NEEDS = {
 }
 
 
+class Target:
+    """The place of an artefact: a folder, or one file where its name ends in ``.sparvar``.
+
+    Attributes:
+        path: the place.
+        work: a folder beside it that an export builds in, and where it finds what a stopped one compiled.
+
+    Raises:
+        OutputError: there can be no artefact.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.single = path, path.suffix == ".sparvar"
+        self.work = path.with_name(f".{path.name}.partial")
+        if not path.parent.is_dir():
+            raise OutputError(message(str(path), "be in a folder that exists", "none", "make it, or name another"))
+        if self.single and path.is_dir():
+            must, remedy = "be a file or absent", "name a folder without .sparvar"
+            raise OutputError(message(str(path), must, "a folder", remedy))
+        if not self.single and path.exists() and not (path / MANIFEST).is_file():
+            raise OutputError(message(str(path), "be absent or an artefact", "something else", "name another folder"))
+
+    @contextlib.contextmanager
+    def building(self) -> Iterator[Path]:
+        """Yield an empty folder to build in, which no other export to the same place has meanwhile, and no other user.
+
+        Raises:
+            OutputError: the disk takes no more, another export is writing there, or others can write there.
+        """
+        with self._disk_errors():
+            try:
+                tighten(self.work)
+                held = FileLock(self.work / "lock", timeout=0).acquire()
+            except Timeout as error:
+                must = "be written by one export at a time"
+                raise OutputError(message(str(self.work), must, "another that is running", "wait for it")) from error
+            except UnsafeFileError as error:
+                remedy = "what is compiled there is run: delete it, or name another place"
+                raise OutputError(message(str(self.work), error.must, error.got, remedy)) from error
+            with held:
+                folder = self.work / "artefact"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                yield folder
+
+    def publish(self, folder: Path) -> None:
+        """Move the whole artefact in ``folder`` to its place, and trust it on this machine from now on."""
+        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        if self.single:
+            pack(folder, self.path)
+        else:
+            self._move(folder)
+        remember(digest)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _move(self, folder: Path) -> None:
+        """Put ``folder`` in its place; what stood there goes when the new one is there."""
+        old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
+        if self.path.exists():
+            os.replace(self.path, old)
+        try:
+            os.replace(folder, self.path)
+        except OSError:
+            if old.exists():
+                os.replace(old, self.path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = "a full disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            remedy = "nothing was put there; make room and export again, which goes on where this stopped"
+            raise OutputError(message(str(self.path), "be writable", reason, remedy)) from error
+
+
 def readme(manifest: Manifest) -> str:
-    """Markdown."""
+    """What goes with an artefact for whoever receives it, as Markdown."""
     channels, height, width = manifest.image
     first = manifest.inputs[0]
     lines = [

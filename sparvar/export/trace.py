@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,27 +84,47 @@ def export_graph(module: nn.Module, examples: Iterable[Tensor]) -> ExportedProgr
         return torch.export.export(module, tuple(examples), strict=False)
 
 
-def trace(
-    family: Family, function: Callable[..., Mapping[str, Tensor]], given: Mapping[str, Tensor]
-) -> tuple[ExportedProgram, list[str], list[str], dict[str, Tensor], dict[str, Tensor]]:
-    """Trace ``function``, which takes the tensors of ``given`` as a dict and returns a dict.
+@dataclass(frozen=True)
+class Traced:
+    """A function of named tensors as a program.
 
-    Returns:
-        The program; the names it takes, ``weights/`` before those of weights; the names it gives; the weights by
-        name; examples of what it gives.
+    Attributes:
+        exported: takes the ``inputs``, then the ``weights``.
+        inputs: names of the values that the function uses.
+        weights: those that it uses, by name.
+        outputs: examples of what it gives, by name.
     """
-    names, found = list(given), list[str]()
+
+    exported: ExportedProgram
+    inputs: list[str]
+    weights: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Named tensors to named tensors, with a family's modules."""
+
+
+def _piece(family: Family, function: Function, names: Sequence[str], fixed: Mapping[str, Tensor]) -> _Piece:
+    """The function as a module that takes the values ``names`` by position; ``fixed`` are constants."""
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        out = function(dict(zip(names, tensors, strict=True)))
-        found[:] = list(out)
-        return tuple(out.values())
+        return tuple(function({**fixed, **dict(zip(names, tensors, strict=True))}).values())
 
-    piece = _Piece(family.roots, flat)
-    first = export_graph(piece, given.values())
+    return _Piece(family.roots, flat)
+
+
+def export_function(family: Family, function: Function, given: Mapping[str, Tensor]) -> ExportedProgram:
+    """``torch.export`` of a function of the tensors ``given``; weights are the program's parameters."""
+    return export_graph(_piece(family, function, list(given), {}), given.values())
+
+
+def trace(family: Family, function: Function, given: Mapping[str, Tensor]) -> Traced:
+    """The function as a program that takes what it uses of ``given``, and its weights, as inputs."""
+    first = export_function(family, function, given)
     used, kept = [], []
     users = {node.name: bool(node.users) for node in first.graph.nodes if node.op == "placeholder"}
-    positions = iter(names)
+    positions = iter(given)
     for spec in first.graph_signature.input_specs:
         if spec.kind == InputKind.USER_INPUT:
             name = next(positions)
@@ -113,22 +133,14 @@ def trace(
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and users[spec.arg.name]:
             assert spec.target is not None
             used.append(spec.target)
+    piece = _piece(family, function, kept, {name: tensor for name, tensor in given.items() if name not in kept})
     tensors = {
         **dict(piece.named_parameters(remove_duplicate=False)),
         **dict(piece.named_buffers(remove_duplicate=False)),
     }
     known = weight_names(family)
-    names = kept
-    missing = {name: tensor for name, tensor in given.items() if name not in kept}
-
-    def needed(*tensors: Tensor) -> tuple[Tensor, ...]:
-        out = function({**missing, **dict(zip(kept, tensors, strict=True))})
-        return tuple(out.values())
-
-    piece.function = needed
     weights = {known[id(tensors[name])]: tensors[name] for name in used}
     examples = [*(given[name] for name in kept), *weights.values()]
     exported = export_graph(_Functional(piece, used), examples)
     with torch.no_grad():
-        out = function(dict(given))
-    return exported, [*kept, *(f"weights/{name}" for name in weights)], found, weights, dict(out)
+        return Traced(exported, kept, weights, dict(function(dict(given))))

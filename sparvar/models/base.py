@@ -257,34 +257,9 @@ class Family(ABC):
         generators = [torch.Generator().manual_seed(seed + image) for image in range(self.images)]
         return {noise.name: noise.draw(generators) for noise in self.noise}
 
-    def noise_of(self, scale: int, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The part of ``drawn`` that a scale takes."""
-        return {noise.name: drawn[noise.name] for noise in self.noise if noise.scale == scale}
-
-    def through_blocks(self, scale: int, state: State) -> Tensor:
-        """The last block's output at a scale; takes the first one's input, ``x``, out of the state."""
-        x = state.pop("x")
-        for layer in range(self.layers):
-            x = self.call_block(layer, x, state, scale)
-            changed = self.between(layer, x, state, scale)
-            x = x if changed is None else changed
-        return x
-
-    def run(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
-        """The whole generation as a chain of this family's functions and the model's blocks, eagerly."""
-        drawn = self.draw(seed)
-        device = next(self.model.parameters()).device
-        with torch.no_grad():
-            self.caching(True)
-            try:
-                state = self.begin(inputs)
-                for scale in self.scales:
-                    x = self.through_blocks(scale, state)
-                    noise = {name: value.to(device) for name, value in self.noise_of(scale, drawn).items()}
-                    state.update(self.leave(scale, {**state, "x": x}, noise))
-            finally:
-                self.caching(False)
-            return self.decode(state)
+    def noise_of(self, scale: int) -> tuple[Noise, ...]:
+        """The noise that a scale takes, in the order in which it is drawn."""
+        return tuple(noise for noise in self.noise if noise.scale == scale)
 
 
 def _has(model: object, path: str) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparvar.errors import CaptureError, OptionError, message
 from sparvar.kernels.common.torch_compat import original_module
@@ -15,7 +15,7 @@ from sparvar.models import Call
 from sparvar.models.base import State
 from sparvar.models.declared_schedule import bound_arguments, parameters_of
 from sparvar.runtime.attaching import GENERATION_METHODS, attachment_of
-from sparvar.runtime.generation_loop import check_schedule, mapped, scales_of, visits
+from sparvar.runtime.generation_loop import Eager, caching, call_for, check_schedule, run_scales, visits
 
 WHY = "models that collaborate are run as a chain of their families' functions"
 
@@ -72,12 +72,11 @@ def _method(model: nn.Module) -> Callable[..., Any]:
 def _generate(
     large: nn.Module, small: nn.Module, handover: int, arguments: Mapping[str, Any], of_small: Mapping[str, Any]
 ) -> Any:
-    draft, refine = mapped(large, arguments, WHY), mapped(small, of_small, WHY)
+    draft, refine = call_for(large, arguments, WHY), call_for(small, of_small, WHY)
     _check(draft, refine, handover)
     with draft.grad_mode():
-        seen = _draft(draft, handover)
-        state, decode = _refine(draft, refine, handover, seen)
-        return draft.result(decode(state))
+        state = _refine(draft, refine, handover, _draft(draft, handover))
+        return draft.result(refine.family.decode(state))
 
 
 def _check(draft: Call, refine: Call, handover: int) -> None:
@@ -108,59 +107,57 @@ def _text(schedule: Any) -> str:
 @contextmanager
 def _running(call: Call) -> Iterator[None]:
     """A generation of the call's model, whose caches are on; its session ends with it."""
-    attachment = attachment_of(call.family.model)
-    with nullcontext() if attachment is None else attachment.generating(call.family.schedule):
-        call.family.caching(True)
-        try:
-            yield
-        finally:
-            call.family.caching(False)
+    family = call.family
+    family.partial = True
+    attachment = attachment_of(family.model)
+    with nullcontext() if attachment is None else attachment.generating(family.schedule), caching(family):
+        yield
 
 
 def _draft(draft: Call, handover: int) -> dict[int, State]:
     """What of the state is shared after every drafted scale."""
-    family = draft.family
-    family.partial = True
     seen: dict[int, State] = {}
 
     def visit(scale: int, state: State) -> None:
-        seen[scale] = {name: state[name] for name in family.shared}
+        seen[scale] = {name: state[name] for name in draft.family.shared}
 
     with _running(draft):
-        scales_of(draft, handover, visit)
+        run_scales(Eager(draft), handover, visit)
     return seen
 
 
-def _refine(
-    draft: Call, refine: Call, handover: int, seen: Mapping[int, State]
-) -> tuple[State, Callable[[State], Tensor]]:
+class _Refining(Eager):
+    """The small model's generation: its blocks run at every scale, and drafted scales are ``seen``, not drawn."""
+
+    def __init__(self, call: Call, seen: Mapping[int, State]) -> None:
+        super().__init__(call)
+        self.seen = seen
+
+    def leave(self, scale: int, given: State, state: State) -> None:
+        if scale not in self.seen:
+            super().leave(scale, given, state)
+            return
+        state.update({name: value.to(self.family.device) for name, value in self.seen[scale].items()})
+        state["x"] = self.family.enter(scale + 1, state)
+
+
+def _refine(draft: Call, refine: Call, handover: int, seen: Mapping[int, State]) -> State:
+    """The small model's state after its last scale."""
     family = refine.family
-    family.partial = True
     attachment = attachment_of(family.model)
     last, visit = len(family.schedule), None
     if attachment is not None and attachment.enabled:
         plan = attachment.choose(family.schedule)[0]
         last, visit = plan.drawn, visits(attachment, plan, family)
+
+    def at_least_drafted(scale: int, state: State) -> int | None:
+        chosen = visit(scale, state) if visit is not None else None
+        return None if chosen is None else max(chosen, handover)
+
+    # The large model's numbers go on.
+    going_on = replace(refine, draw=draft.draw, after=draft.after)
     with _running(refine):
-        state = family.begin(refine.inputs)
-        for scale in family.scales:
-            if scale > handover:
-                break
-            if scale > family.scales[0]:
-                state["x"] = family.enter(scale, state)
-            family.through_blocks(scale, state)
-            state.update(_on(family.device, seen[scale]))
-            last = (visit(scale, state) if visit is not None else None) or last
-        if handover < last:
-            state["x"] = family.enter(handover + 1, state)
-            # The large model's numbers go on.
-            going_on = Call(family, refine.inputs, draft.draw, after=draft.after)
-            state = scales_of(going_on, last, visit, state, handover + 1)
-    return state, family.decode
-
-
-def _on(device: torch.device, state: State) -> State:
-    return {name: value.to(device) for name, value in state.items()}
+        return run_scales(_Refining(going_on, seen), last, at_least_drafted)
 
 
 __all__ = ["collaborate"]

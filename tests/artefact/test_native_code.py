@@ -16,7 +16,7 @@ import sparvar
 from sparvar.artefact import pack, read_manifest, require_trust, verify
 from sparvar.artefact.formats import FORMATS
 from sparvar.artefact.manifest import consistency
-from sparvar.artefact.manifest.schema import Manifest
+from sparvar.artefact.manifest.reading import parse_manifest
 from sparvar.errors import ArtefactError
 from tests.artefact.factory import document
 from tests.artefact.planted import needs_compiler, package, planted_library, with_program, write
@@ -165,5 +165,5 @@ def test_nothing_else_makes_code_of_a_file(change: Any, says: str) -> None:
     manifest["files"]["native/more.so"] = {"sha256": "0" * 64, "bytes": 1}
     change(manifest)
     with pytest.raises(ArtefactError) as caught:
-        Manifest.loads(json.dumps(manifest))
+        parse_manifest(json.dumps(manifest))
     assert says in str(caught.value)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparvar.models import Family, State
+from sparvar.models import Call, Family, State
+from sparvar.runtime.generation_loop import Eager, caching, run_scales
 
 
 class Program(nn.Module):
@@ -30,39 +31,42 @@ def exported(family: Family, function: Callable[..., object], *args: object) -> 
         return torch.export.export(Program(family, function), args, strict=False).module()
 
 
+class Kept(Eager):
+    """Stages that go through export where asked, and keep the states after ``begin`` and every ``leave``."""
+
+    def __init__(self, call: Call, through_export: bool) -> None:
+        super().__init__(call)
+        self.through_export = through_export
+        self.states: list[State] = []
+
+    def compute(self, function: Callable[..., object], *args: object) -> Any:
+        return (exported(self.family, function, *args) if self.through_export else function)(*args)
+
+    def begin(self) -> State:
+        return self.kept(dict(self.compute(self.family.begin, self.call.inputs)))
+
+    def leave(self, scale: int, given: State, state: State) -> None:
+        def leave(given: State, noise: State) -> State:
+            return self.family.leave(scale, given, noise)
+
+        noise = {each.name: self.call.draw(each) for each in self.family.noise_of(scale)}
+        state.update(self.compute(leave, given, noise))
+        self.kept(state)
+
+    def kept(self, state: State) -> State:
+        assert all(value.is_contiguous() for value in state.values())
+        self.states.append(dict(state))
+        return state
+
+
 def chain(family: Family, inputs: State, seed: int, through_export: bool = False) -> tuple[Tensor, list[State]]:
     """The image, and the states after ``begin`` and every ``leave``, as the programs compute them."""
-
-    def call(function: Callable[..., object], *args: object) -> Any:
-        return (exported(family, function, *args) if through_export else function)(*args)
-
-    states: list[State] = []
-
-    def keep(state: State) -> None:
-        assert all(value.is_contiguous() for value in state.values())
-        states.append(dict(state))
-
-    drawn: dict[str, Tensor] = family.draw(seed)
+    drawn = family.draw(seed)
+    stages = Kept(Call(family, inputs, lambda noise: drawn[noise.name]), through_export)
     with torch.no_grad():
-        family.caching(True)
-        try:
-            state = dict(call(family.begin, inputs))
-            keep(state)
-            for scale in family.scales:
-                x = state.pop("x")
-                for layer in range(family.layers):
-                    x = family.call_block(layer, x, state, scale)
-                    changed = family.between(layer, x, state, scale)
-                    x = x if changed is None else changed
-
-                def leave(given: State, noise: State, scale: int = scale) -> State:
-                    return family.leave(scale, given, noise)
-
-                state.update(call(leave, {**state, "x": x}, family.noise_of(scale, drawn)))
-                keep(state)
-        finally:
-            family.caching(False)
-        return call(family.decode, state), states
+        with caching(family):
+            state = run_scales(stages)
+        return stages.compute(family.decode, state), stages.states
 
 
 def block_sources(family: Family, inputs: State, scales: Sequence[int]) -> set[str]:

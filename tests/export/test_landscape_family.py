@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError
 from sparvar.models import Family, LandscapeFamily, family_of
+from sparvar.runtime.generation_loop import run_family
 from tests.export.programs import block_sources, chain, number
 from tests.tiny import SIDES, tiny_model
 
@@ -25,7 +26,7 @@ def test_the_chain_draws_the_models_own_images(cfg: float, temperature: float) -
     given = inputs(5, 3, cfg=cfg, temperature=temperature)
     own = model.generate([5, "fields"], seed=11, cfg=cfg, temperature=temperature)
     assert torch.equal(family.generate(given, 11), own)
-    assert torch.equal(family.run(given, 11), own)
+    assert torch.equal(run_family(family, given, 11), own)
     assert torch.equal(chain(family, given, 11)[0], own)
 
 
@@ -35,14 +36,14 @@ def test_another_schedule_is_fixed_when_the_family_is_made() -> None:
     assert family.schedule == WIDE
     own = model.generate(["sea"], seed=2, scale_schedule=WIDE)
     assert own.shape[-2:] == (32, 48)
-    assert torch.equal(family.run(inputs(6), 2), own)
+    assert torch.equal(run_family(family, inputs(6), 2), own)
 
 
 def test_without_guidance_the_image_is_the_same_up_to_rounding() -> None:
     model = tiny_model()
     family = family_of(model)
     own = model.generate([4], seed=8, cfg=1.0)
-    torch.testing.assert_close(family.run(inputs(4, cfg=1.0), 8), own, rtol=0, atol=1e-5)
+    torch.testing.assert_close(run_family(family, inputs(4, cfg=1.0), 8), own, rtol=0, atol=1e-5)
 
 
 def test_begin_leave_and_decode_go_through_export() -> None:

@@ -24,6 +24,7 @@ from sparvar.export import export_artefact
 from sparvar.export.formats import onnx_format
 from sparvar.export.formats.onnx_convert import OPSET, convert, means
 from sparvar.export.trace import Program, export_graph
+from sparvar.progress import Silent
 from tests.export.small import build_short, short_plan
 
 LABELS = ["mountain", "sea"]
@@ -160,10 +161,13 @@ def test_a_missing_package_is_named_before_anything_is_done(monkeypatch: pytest.
     monkeypatch.setattr(onnx_format, "PACKAGES", ("onnx", "onnxscript_that_is_not_there"))
     model = build_short()
     said: list[str] = []
+
+    class Noted(Silent):
+        def step(self, text: str, share: float = 0.0) -> None:
+            said.append(text)
+
     with pytest.raises(OptionError, match=r"got no onnxscript_that_is_not_there; pip install 'sparvar\[export\]'"):
-        export_artefact(
-            model, short_plan(model), tmp_path / "a", formats=["onnx"], say=lambda text, _share: said.append(text)
-        )
+        export_artefact(model, short_plan(model), tmp_path / "a", formats=["onnx"], progress=Noted())
     assert not said and not (tmp_path / "a").exists()
 
 

@@ -10,9 +10,10 @@ import torch
 import sparvar
 from sparvar.errors import CaptureError, OptionError, PlanError
 from sparvar.export import family_of
-from sparvar.export.capture import all_dense
+from sparvar.export.blocks import trace_blocks
+from sparvar.export.capture import all_dense, record_blocks
 from sparvar.export.golden import golden_inputs, run_traced
-from sparvar.export.programs import Generation, build, record_blocks
+from sparvar.export.programs import Generation
 from sparvar.export.sites import column_sets, interface, kind_of
 from sparvar.scale_plans import ModelInfo, Plan, default_plan
 from sparvar.zoo.model import LandscapeVAR
@@ -22,8 +23,7 @@ from tests.export.small import build as small_model
 
 def traced(model: LandscapeVAR, plan: Plan, images: int = 1, **settings: Any) -> Generation:
     family = family_of(model, images, **settings)
-    inputs = golden_inputs(family, {})
-    return build(family, plan, record_blocks(family, plan, inputs), inputs)
+    return trace_blocks(record_blocks(family, plan, golden_inputs(family, {})))
 
 
 def in_process(made: Generation, plan: Plan, seed: int) -> torch.Tensor:
@@ -165,10 +165,9 @@ def test_blocks_that_differ_are_refused() -> None:
     model = small_model()
     model.blocks[1].attn.max_scale_log = 1.0  # type: ignore[union-attr]
     family = family_of(model)
-    plan = plan_for(model)
-    inputs = golden_inputs(family, {})
+    recorded = record_blocks(family, plan_for(model), golden_inputs(family, {}))
     with pytest.raises(CaptureError, match="share one graph"):
-        build(family, plan, record_blocks(family, plan, inputs), inputs)
+        trace_blocks(recorded)
 
 
 def test_names_that_pass_between_programs() -> None:

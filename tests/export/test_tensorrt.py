@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from sparvar.artefact.engines import tensorrt as runtime
 from sparvar.errors import ArtefactError, CaptureError, OptionError
 from sparvar.export import export_artefact, family_of
+from sparvar.export.capture import record_blocks
 from sparvar.export.formats import tensorrt_format
 from sparvar.export.formats.tensorrt_coverage import MOST_TOP, converters, covered, lowered
 from sparvar.export.golden import golden_inputs, run_traced
-from sparvar.export.programs import Generation, record_blocks
+from sparvar.export.programs import Generation
 from sparvar.export.trace import export_graph
+from sparvar.progress import Silent
 from tests.export.small import build_short, short_plan
 
 
@@ -27,7 +29,7 @@ def made() -> Generation:
     """The small model's programs, as they are handed to torch-tensorrt."""
     family = family_of(build_short())
     plan, inputs = short_plan(family.model), golden_inputs(family, {})
-    return tensorrt_format.trace(family, plan, record_blocks(family, plan, inputs), inputs, lambda _text, _share: None)
+    return tensorrt_format.trace(record_blocks(family, plan, inputs), Silent())
 
 
 def test_every_op_of_every_program_has_a_converter(made: Generation) -> None:
@@ -99,7 +101,7 @@ def test_programs_with_other_ops_are_refused(made: Generation, monkeypatch: pyte
 
     monkeypatch.setattr(tensorrt_format, "traced", without)
     with pytest.raises(CaptureError, match=r"ops that TensorRT has, got scale05: .*export it as aoti or onnx"):
-        tensorrt_format.trace(made.family, made.plan, None, {}, lambda _text, _share: None)  # type: ignore[arg-type]
+        tensorrt_format.trace(None, Silent())  # type: ignore[arg-type]
 
 
 def test_where_the_package_is_missing_the_message_names_the_extra(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_one_documented_call_builds_each_engine(
     made: Generation, compiler: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    spec = tensorrt_format.write(made, tmp_path, tmp_path / "work", 0, lambda _text, _share: None)
+    spec = tensorrt_format.write(made, tmp_path, tmp_path / "work", 0, Silent())
     assert len(compiler) == len(made.programs) == 5
     assert {name: compiler[0][name] for name in compiler[0] if name != "inputs"} == {
         "require_full_compilation": True,
@@ -155,7 +157,7 @@ def test_an_engine_that_cannot_be_built_says_which(
     with pytest.raises(
         ArtefactError, match="program begin: must become a TensorRT engine, got RuntimeError: no tactic"
     ):
-        tensorrt_format.write(made, tmp_path, tmp_path / "work", 0, lambda _text, _share: None)
+        tensorrt_format.write(made, tmp_path, tmp_path / "work", 0, Silent())
 
 
 class Engine:

@@ -15,8 +15,9 @@ import sparvar
 from sparvar.artefact import load, verify
 from sparvar.artefact.verify import psnr
 from sparvar.export import export_artefact, family_of
+from sparvar.export.blocks import trace_blocks
+from sparvar.export.capture import record_blocks
 from sparvar.export.golden import differences, golden_inputs, run_traced
-from sparvar.export.programs import build, record_blocks
 from sparvar.models import Family
 from sparvar.scale_plans import Plan
 from tests.upstream import hart_models, infinity_models, var_models
@@ -77,7 +78,7 @@ def test_programs_give_the_image_of_the_in_process_path(name: str) -> None:
         family, plan, inputs = FAMILIES[name]()
         assert plan.decision_scale is not None and {"cs4a", "csla"} & set(plan.layers)
         inputs = golden_inputs(family, inputs)
-        programs = build(family, plan, record_blocks(family, plan, inputs), inputs)
+        programs = trace_blocks(record_blocks(family, plan, inputs))
         assert all(not program.exported.state_dict for program in programs.programs.values())
         image = run_traced(programs, inputs, 3)
         torch.testing.assert_close(image, in_process(family, plan, inputs, 3), rtol=0, atol=1e-3)
@@ -103,7 +104,7 @@ def test_an_artefact(name: str, tmp_path: Path) -> None:
         export_artefact(family, plan, tmp_path / "artefact", inputs=inputs)
         artefact = load(tmp_path / "artefact")
         recorded = golden_inputs(family, inputs)
-        programs = build(family, plan, record_blocks(family, plan, recorded), recorded)
+        programs = trace_blocks(record_blocks(family, plan, recorded))
         found = differences(programs, artefact, recorded, 7)
     # Infinity rounds to bf16: where a sum falls between two of its numbers, the last digit of fp32 decides which.
     most = 1e-3 if name == "Infinity" else 1e-4

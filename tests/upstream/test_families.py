@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, OptionError
 from sparvar.models import Family, family_of
+from sparvar.runtime.generation_loop import run_family
 from tests.export.programs import block_sources, chain, number
 from tests.upstream import hart_models, infinity_models, var_models
 from tests.upstream.checkouts import family_imports
@@ -74,7 +75,7 @@ def assert_images(family: Family, inputs: dict[str, Tensor], seed: int = 11, ato
     with torch.no_grad():
         own = family.generate(inputs, seed)
         other = family.generate(inputs, seed + 1)
-    found = family.run(inputs, seed)
+    found = run_family(family, inputs, seed)
     assert own.dtype == found.dtype == torch.float32 and own.min() >= 0 and own.max() <= 1
     torch.testing.assert_close(found, own, rtol=0, atol=atol)
     assert not torch.allclose(own, other, rtol=0, atol=1e-2)  # the seed matters, so that the noise does
@@ -151,7 +152,7 @@ def test_infinity(settings: dict[str, Any]) -> None:
         if settings.get("top_k") == 1:  # every bit is the likelier one
             with torch.no_grad():
                 inputs = text_inputs(family)
-                torch.testing.assert_close(family.run(inputs, 1), family.generate(inputs, 2), rtol=0, atol=1e-5)
+                torch.testing.assert_close(run_family(family, inputs, 1), family.generate(inputs, 2), rtol=0, atol=1e-5)
         else:
             assert_images(family, text_inputs(family, (6, 6)[: family.images]))
 
@@ -164,7 +165,7 @@ def test_infinity_with_prompts_shorter_than_the_padding() -> None:
         scribbled = dict(inputs)
         scribbled["text"] = inputs["text"].clone()
         scribbled["text"][0, 2:], scribbled["text"][1, 5:] = 1e3, -1e3
-        assert torch.equal(family.run(scribbled, 3), family.run(inputs, 3))
+        assert torch.equal(run_family(family, scribbled, 3), run_family(family, inputs, 3))
 
 
 HART_SETTINGS = [{}, {"top_p": 0.9}, {"more_smooth": True}, {"final_stage": 1}]

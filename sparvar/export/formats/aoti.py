@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -27,13 +27,12 @@ from sparvar.errors import ArtefactError, SparvarWarning, message
 from sparvar.export.formats.aoti_worker import settings_of
 from sparvar.export.trace import Program
 from sparvar.private_files import UnsafeFileError, read_sealed
+from sparvar.progress import Silent, TaskProgress
 from sparvar.version import __version__
 
 FULL = os.strerror(errno.ENOSPC)
 _saving = threading.Lock()
 """Saving registers a reducer for a moment: two threads at once fail."""
-Progress = Callable[[int, int, str], None]
-"""(programs done, programs, name of the one that was finished)."""
 
 
 def program_key(exported: ExportedProgram) -> str:
@@ -64,7 +63,7 @@ def compile_all(
     programs: Mapping[str, Program],
     folder: Path,
     jobs: int = 0,
-    progress: Progress = lambda done, count, name: None,
+    progress: TaskProgress | None = None,
 ) -> dict[str, Path]:
     """Compile every program into ``folder`` and return the packages by program's name.
 
@@ -75,7 +74,7 @@ def compile_all(
         programs: by name.
         folder: is made.
         jobs: processes; as many as the machine has cores, at most one per 4 GB of memory, if 0.
-        progress: called after each.
+        progress: told of each that is finished.
 
     Raises:
         ArtefactError: a program does not compile; those that did stay.
@@ -83,7 +82,7 @@ def compile_all(
     folder.mkdir(parents=True, exist_ok=True)
     targets = {name: folder / f"{name}.{program_key(program.exported)}.pt2" for name, program in programs.items()}
     missing = {name: path for name, path in targets.items() if not _usable(path)}
-    done, lock = len(targets) - len(missing), threading.Lock()
+    done, lock, told = len(targets) - len(missing), threading.Lock(), progress or Silent()
     jobs = min(jobs or default_jobs(), max(1, len(missing)))
     workers: Queue[_Worker] = Queue()
     for _ in range(jobs if missing else 0):
@@ -98,7 +97,7 @@ def compile_all(
             workers.put(worker)
         with lock:
             done += 1
-            progress(done, len(targets), name)
+            told.step(f"compiled {name} ({done} of {len(targets)})", done / len(targets))
 
     try:
         with ThreadPoolExecutor(jobs) as pool:

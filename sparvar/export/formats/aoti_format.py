@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-
-from torch import Tensor
 
 from sparvar.artefact.engines.aoti import facts
 from sparvar.artefact.manifest.schema import FormatSpec
+from sparvar.export.blocks import trace_blocks
+from sparvar.export.capture import Recorded
 from sparvar.export.formats.aoti import compile_all
 from sparvar.export.formats.specs import program_specs, step_specs
-from sparvar.export.programs import Generation, Recorded, build
+from sparvar.export.programs import Generation
 from sparvar.kernels import native_library, native_status
-from sparvar.models import Family
-from sparvar.scale_plans import Plan
-
-Told = Callable[[str, float], None]
-"""(what is being done, share of this format that is finished)."""
+from sparvar.progress import Part, TaskProgress
 
 
 def require() -> None:
     """All that this format needs comes with torch."""
 
 
-def trace(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tensor], told: Told) -> Generation:
+def trace(recorded: Recorded, progress: TaskProgress) -> Generation:
     """The generation on the kernels' own ops."""
-    return build(family, plan, recorded, inputs, say=lambda text: told(text, 0.05))
+    return trace_blocks(recorded, progress=Part(progress, 0.05, 0.05))
 
 
-def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> FormatSpec:
+def write(made: Generation, folder: Path, work: Path, jobs: int, progress: TaskProgress) -> FormatSpec:
     """Compile the programs into ``folder/aoti``; what ``work`` has from before is not compiled again."""
-    packages = compile_all(
-        made.programs,
-        work,
-        jobs,
-        lambda done, count, name: told(f"compiled {name} ({done} of {count})", 0.15 + 0.85 * done / count),
-    )
+    packages = compile_all(made.programs, work, jobs, Part(progress, 0.15, 1.0))
     place = folder / "aoti"
     place.mkdir()
     for name, package in packages.items():

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparvar.artefact.manifest.schema import CONSTANTS, WEIGHTS, FormatSpec
 from sparvar.artefact.tensors import TensorFile
 from sparvar.errors import OptionError, message
+from sparvar.export.capture import Recorded
 from sparvar.export.formats.onnx_convert import convert
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.plain_sites import plain_site
-from sparvar.export.programs import Generation, Recorded
-from sparvar.export.scales import build_scales
-from sparvar.models import Family
-from sparvar.scale_plans import Plan
+from sparvar.export.programs import Generation
+from sparvar.export.scales import trace_scales
+from sparvar.progress import Part, TaskProgress
 
-Told = Callable[[str, float], None]
-"""(what is being done, share of this format that is finished)."""
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 RUNTIME = "1.23"
 """The oldest onnxruntime that has opset 23's ``Attention``."""
@@ -54,7 +50,7 @@ def require() -> None:
         raise OptionError(message("format onnx", must, f"no {', '.join(missing)}", "pip install 'sparvar[export]'"))
 
 
-def trace(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tensor], told: Told) -> Generation:
+def trace(recorded: Recorded, progress: TaskProgress) -> Generation:
     """The generation as whole scales, each with its ONNX model.
 
     Raises:
@@ -63,18 +59,17 @@ def trace(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tens
         PlanError: the plan's index map cannot be expressed.
     """
     require()
-    made = build_scales(family, plan, recorded, inputs, plain_site, say=lambda text: told(text, 0.05))
-    found = OnnxGeneration(**vars(made))
+    found = OnnxGeneration(**vars(trace_scales(recorded, plain_site, Part(progress, 0.05, 0.05))))
     stored = _Stored(found)
     for number, (name, program) in enumerate(found.programs.items()):
-        told(f"writing {name} as ONNX", 0.1 + 0.8 * number / len(found.programs))
+        progress.step(f"writing {name} as ONNX", 0.1 + 0.8 * number / len(found.programs))
         model = convert(program)
         found.models[name], found.places[name] = model, stored.places(model)
     stored.drop_unused()
     return found
 
 
-def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> FormatSpec:
+def write(made: Generation, folder: Path, work: Path, jobs: int, progress: TaskProgress) -> FormatSpec:
     """Save the models into ``folder``, where the tensors' files are already.
 
     They lie side by side because ONNX lets a model point only to files in its own folder or below.
@@ -84,7 +79,7 @@ def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> 
     assert isinstance(made, OnnxGeneration)
     files = {name: TensorFile(folder / name) for name in (WEIGHTS, CONSTANTS)}
     for name, model in made.models.items():
-        told(f"saving {name}.onnx", 0.95)
+        progress.step(f"saving {name}.onnx", 0.95)
         for value, (file, tensor) in made.places[name].items():
             initialiser = model.graph.initializers[value]
             offset, length = files[file].span(tensor)

@@ -14,28 +14,26 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparvar.artefact.engines.tensorrt import facts
 from sparvar.artefact.manifest.schema import FormatSpec, ProgramSpec
 from sparvar.compiler.resolve_plan import resolve_plan
 from sparvar.errors import ArtefactError, CaptureError, OptionError, message
+from sparvar.export.capture import Recorded, record_blocks
 from sparvar.export.formats.specs import program_specs, step_specs
 from sparvar.export.formats.tensorrt_coverage import Coverage, covered, lowered
 from sparvar.export.golden import golden_inputs
 from sparvar.export.plain_sites import plain_site
-from sparvar.export.programs import Generation, Recorded, record_blocks
-from sparvar.export.scales import build_scales
+from sparvar.export.programs import Generation
+from sparvar.export.scales import trace_scales
 from sparvar.models import Family, family_of
-from sparvar.scale_plans import Plan
+from sparvar.progress import Part, Silent, TaskProgress
 
-Told = Callable[[str, float], None]
-"""(what is being done, share of this format that is finished)."""
 SETTINGS = {
     "require_full_compilation": True,
     "truncate_double": True,
@@ -59,13 +57,13 @@ def require() -> None:
         )
 
 
-def trace(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tensor], told: Told) -> Generation:
+def trace(recorded: Recorded, progress: TaskProgress) -> Generation:
     """The generation as whole scales in ops that have converters.
 
     Raises:
         CaptureError: an op has none.
     """
-    made = traced(family, plan, recorded, inputs, told)
+    made = traced(recorded, progress)
     coverage = covered({name: program.exported for name, program in made.programs.items()})
     if not coverage.ok:
         found = "; ".join(f"{name}: {', '.join(refused)}" for name, refused in coverage.refused.items() if refused)
@@ -73,10 +71,11 @@ def trace(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tens
     return made
 
 
-def traced(family: Family, plan: Plan, recorded: Recorded, inputs: dict[str, Tensor], told: Told) -> Generation:
+def traced(recorded: Recorded, progress: TaskProgress) -> Generation:
     """The same without the check. TensorRT has no float64: numbers come in as float32."""
-    single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
-    made = build_scales(family, plan, recorded, single, plain_site, lambda text: told(text, 0.05), lifted=True)
+    single = {name: each.float() if each.is_floating_point() else each for name, each in recorded.inputs.items()}
+    of_single = dataclasses.replace(recorded, inputs=single)
+    made = trace_scales(of_single, plain_site, Part(progress, 0.05, 0.05), lifted=True)
     for program in made.programs.values():
         program.exported = lowered(program.exported)
     return made
@@ -93,13 +92,11 @@ def tensorrt_coverage(model: nn.Module | Family, plan: Any = "auto", **settings:
     examples = settings.pop("inputs", {})
     family = model if isinstance(model, Family) else family_of(model, **settings)
     chosen = resolve_plan(family.model, plan).plans[0]
-    inputs = golden_inputs(family, examples)
-    recorded = record_blocks(family, chosen, inputs)
-    made = traced(family, chosen, recorded, inputs, lambda _text, _share: None)
+    made = traced(record_blocks(family, chosen, golden_inputs(family, examples)), Silent())
     return covered({name: program.exported for name, program in made.programs.items()})
 
 
-def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> FormatSpec:
+def write(made: Generation, folder: Path, work: Path, jobs: int, progress: TaskProgress) -> FormatSpec:
     """Build an engine of every program into ``folder/tensorrt``.
 
     Raises:
@@ -110,7 +107,7 @@ def write(made: Generation, folder: Path, work: Path, jobs: int, told: Told) -> 
     place = folder / "tensorrt"
     place.mkdir()
     for number, (name, program) in enumerate(made.programs.items()):
-        told(f"building {name}", 0.15 + 0.85 * number / len(made.programs))
+        progress.step(f"building {name}", 0.15 + 0.85 * number / len(made.programs))
         given = set(program.exported.graph_signature.user_inputs)
         metas = [node.meta["val"] for node in program.exported.graph.nodes if node.name in given]
         examples = [torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device) for meta in metas]

@@ -80,11 +80,12 @@ def export(
         task = bar.add_task("starting", total=1.0)
         plain = not console.is_terminal
 
-        def say(text: str, share: float) -> None:
-            shown = text + time_left(time.monotonic() - started, share)
-            bar.update(task, description=shown, completed=share)
-            if plain:
-                console.print(f"{share:4.0%} {shown}", markup=False)
+        class Shown:
+            def step(self, text: str, share: float = 0.0) -> None:
+                shown = text + time_left(time.monotonic() - started, share)
+                bar.update(task, description=shown, completed=share)
+                if plain:
+                    console.print(f"{share:4.0%} {shown}", markup=False)
 
         place = export_artefact(
             subject,
@@ -94,7 +95,7 @@ def export(
             formats=[each.value for each in format or [Format.aoti]],
             licence=licence or LICENCES.get(model, "not stated"),
             jobs=jobs,
-            say=say,
+            progress=Shown(),
         )
     files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
