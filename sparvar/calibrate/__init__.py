@@ -6,7 +6,8 @@ from sparvar.calibrate.fit.skip import SkipFit, fit_skip
 from sparvar.calibrate.measure.kv_statistics import KVStatistics, kv_statistics
 from sparvar.calibrate.measure.transfer_loss import compare_plans
 from sparvar.models.checkpoint import apply_checkpoint
-from sparvar.models.subject import Subject, load_subject
+from sparvar.models.resolve import load_subject
+from sparvar.models.subject import Subject
 
 __all__ = [
     "Budget",

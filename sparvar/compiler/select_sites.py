@@ -8,7 +8,7 @@ from torch import nn
 
 from sparvar.compiler.find_sites import Candidate, find_candidates, prepare_tracing
 from sparvar.errors import CaptureError, OptionError, PlanError, message
-from sparvar.models.declared_schedule import parameters_of
+from sparvar.models.call_arguments import parameters_of
 from sparvar.runtime.sites import Around, Site
 from sparvar.scale_plans import PlanSet
 

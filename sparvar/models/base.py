@@ -110,6 +110,7 @@ class Family(ABC):
     Attributes:
         name: of the family.
         model_class: name of the model's class, which is all that is known of it before it is looked at.
+        settings_class: frozen dataclass of what is fixed for all generations, the constructor's third argument.
         needs: attributes, with dots, that a model of this class must have.
         block_values: what a tensor argument of a block's forward is, by its source as Dynamo writes it
             (``L['x']``); tensor arguments that are neither named here nor parameters are constants of the scale.
@@ -126,6 +127,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     model_class: ClassVar[str]
+    settings_class: ClassVar[type]
     needs: ClassVar[tuple[str, ...]]
     block_values: ClassVar[Mapping[str, str]]
     shared: ClassVar[tuple[str, ...]] = ()
@@ -167,9 +169,9 @@ class Family(ABC):
         return range(0 if self.prefix else 1, len(self.schedule) + 1)
 
     @property
-    @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The transformer blocks in order of execution."""
+        """The transformer blocks in order of execution; the model's ``blocks`` unless the family says otherwise."""
+        return list(self.model.blocks)
 
     @property
     def device(self) -> torch.device:
@@ -194,9 +196,10 @@ class Family(ABC):
         """What the model makes of a block's output before it reaches the next block; None if it leaves it alone."""
         return None
 
-    @abstractmethod
     def caching(self, enable: bool) -> None:
-        """Switch the model's own key and value caches on, empty, or off."""
+        """Switch the model's own key and value caches on, empty, or off, as VAR's code does."""
+        for block in self.model.blocks:
+            block.attn.kv_caching(enable)
 
     @contextmanager
     def functional(self) -> Iterator[None]:

@@ -1,14 +1,79 @@
-"""Arguments of the models' own generation methods, as settings and inputs of their families."""
+"""Arguments of the models' own generation methods and blocks: their names, and what they say of a generation."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparvar.errors import OptionError, message
+from sparvar.errors import OptionError, SessionError, message
+from sparvar.scale_plans import Schedule
+
+GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
+"""Methods of published models that run a whole generation."""
+SCHEDULE_ARGUMENTS = ("scale_schedule", "infer_patch_nums", "patch_nums")
+"""Arguments that name a schedule: Infinity's, FlexVAR's, and VAR's attribute where code passes it on."""
+SCALE_ARGUMENT = "scale_ind"
+"""Infinity's 0-based index of the scale."""
+SUBSET_ARGUMENTS = ("m_maskgit",)
+"""Arguments that give the positions of the tokens in a call, which then need not be the whole grid (HART)."""
+
+
+def parameters_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a function, or None where Python knows none."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def bound_arguments(
+    signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a call by name, defaults included; those alone that are given by name where it does not fit."""
+    if signature is None:
+        return dict(kwargs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return dict(kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def declared_schedule(arguments: Mapping[str, Any]) -> Schedule | None:
+    """The schedule that a call names, or None.
+
+    Sides (p), grids (h, w) and volumes (1, h, w) are understood.
+
+    Raises:
+        SessionError: an entry is none of these; video schedules (t > 1) are not supported.
+    """
+    for name in SCHEDULE_ARGUMENTS:
+        given = arguments.get(name)
+        if given is not None and len(given) > 0:
+            return tuple(_grid(name, entry) for entry in given)
+    return None
+
+
+def _grid(name: str, entry: Any) -> tuple[int, int]:
+    parts = tuple(entry) if isinstance(entry, list | tuple) else (entry,)
+    try:
+        sizes = tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        sizes = ()
+    if len(sizes) == 3 and sizes[0] == 1:
+        sizes = sizes[1:]
+    if len(sizes) == 1:
+        return (sizes[0], sizes[0])
+    if len(sizes) == 2:
+        return (sizes[0], sizes[1])
+    raise SessionError(
+        message(f"{name}", "hold sides, (h, w) or (1, h, w)", repr(entry), "schedules over time are not supported")
+    )
 
 
 def check_arguments(
@@ -51,15 +116,3 @@ def generator_of(model: nn.Module, seed: int | None) -> torch.Generator:
         found: torch.Generator = torch.cuda.default_generators[device.index or 0]
         return found
     return torch.default_generator
-
-
-def class_labels(model: Any, images: int, given: Any, generator: torch.Generator) -> Tensor:
-    """``label_B`` of VAR and FlexVAR as indices [images]: a tensor, one class for all, or None for random ones."""
-    device = model.lvl_1L.device if hasattr(model, "lvl_1L") else next(model.parameters()).device
-    if given is None:
-        drawn: Tensor = torch.multinomial(model.uniform_prob, num_samples=images, replacement=True, generator=generator)
-        return drawn.reshape(images)
-    if isinstance(given, int):
-        return torch.full((images,), model.num_classes if given < 0 else given, device=device)
-    labels: Tensor = given
-    return labels

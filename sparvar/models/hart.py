@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, message
-from sparvar.models.base import Call, Family, Input, Noise, State
+from sparvar.models.base import Call, Input, Noise, State
 from sparvar.models.call_arguments import check_arguments, generator_of, number
-from sparvar.models.sampling import check_sampling, draw_entries, filtered, sampling_noise
+from sparvar.models.sampling import check_sampling, draw_entries, filtered, guided, schedule_noise
+from sparvar.models.var_code import VarCodeFamily
 
 FUSED_NORM = "LlamaRMSNormFused"
 
 
-class HartFamily(Family):
-    """``HARTForT2I``, as the repository's ``autoregressive_infer_cfg`` runs it, its last scale in one step.
+@dataclass(frozen=True)
+class HartSettings:
+    """What is fixed for all generations of a `HartFamily`.
 
-    The text has a call of its own, scale 0, which draws the token of the 1x1 grid; the schedule begins at 2x2. Limits
-    of sampling are the model's own: the 600 likeliest entries below its scale 8, 300 from there on.
-
-    Args:
+    Attributes:
         top_p: mass of sampling; 0 is all.
         more_smooth: features are Gumbel-softmax means of the code book instead of entries.
         final_stage: 0 adds the diffusion head's residual at the last scale, anything else leaves it out.
     """
 
+    top_p: float = 0.0
+    more_smooth: bool = False
+    final_stage: int = 0
+
+
+class HartFamily(VarCodeFamily):
+    """``HARTForT2I``, as the repository's ``autoregressive_infer_cfg`` runs it, its last scale in one step.
+
+    The text has a call of its own, scale 0, which draws the token of the 1x1 grid; the schedule begins at 2x2. Limits
+    of sampling are the model's own: the 600 likeliest entries below its scale 8, 300 from there on.
+    """
+
     name = "hart"
     model_class = "HARTForT2I"
+    settings_class = HartSettings
     needs = (
         "autoregressive_infer_cfg", "blocks", "context_dim", "context_embed", "context_norm", "context_token", "Cvae",
         "decoder_norm", "diffloss.gen_diffusion.p_mean_variance", "diffloss.net.forward_with_cfg", "get_logits",
         "lvl_1L", "lvl_embed", "patch_nums", "pos_1LC", "pos_start", "V", "vae_proxy", "vae_quant_proxy", "word_embed",
     )  # fmt: skip
-    shared: ClassVar[tuple[str, ...]] = ("features",)
     block_values: ClassVar[dict[str, str]] = {
         "L['x']": "x",
         "L['cond_BD']": "condition",
@@ -45,19 +56,16 @@ class HartFamily(Family):
         "L['context_mask']": "mask",
     }
 
-    def __init__(
-        self, model: nn.Module, images: int = 1, top_p: float = 0.0, more_smooth: bool = False, final_stage: int = 0
-    ) -> None:
+    def __init__(self, model: nn.Module, images: int = 1, settings: HartSettings | None = None) -> None:
         super().__init__(model, images)
-        check_sampling(0, top_p, self.model.V)
-        self.top_p, self.more_smooth, self.final_stage = top_p, more_smooth, final_stage
+        self.settings = settings = settings or HartSettings()
+        check_sampling(0, settings.top_p, self.model.V)
         if self.model.diffloss.sampler != "iddpm":
             raise CaptureError(message("hart family, diffloss.sampler", "be iddpm", self.model.diffloss.sampler))
-        self.vae, self.quantiser = self.model.vae_proxy[0], self.model.vae_quant_proxy[0]
-        self.roots = {"model": model, "vae": self.vae}
+        self.hold_tokenizer()
         self.sides = tuple(self.model.patch_nums)
         self.schedule = tuple((side, side) for side in self.sides[1:])
-        self.prefix, self.rows = self.model.context_token, 2 * images
+        self.prefix = self.model.context_token
         text = (images, self.prefix)
         self.inputs = (
             Input("text", "tensor", (*text, self.model.context_dim), "float32"),
@@ -65,12 +73,10 @@ class HartFamily(Family):
             Input("context_position_ids", "tensor", text, "int64"),
             Input("cfg", "number", (), "float64", default=4.5),
         )
-        noise = [
-            noise
-            for scale, side in enumerate(self.sides)
-            for noise in sampling_noise(scale, images, side * side, self.model.V, more_smooth)
-        ]
-        self.noise = (*noise, *self._diffusion_noise()) if final_stage == 0 else tuple(noise)
+        tokens = [side * side for side in self.sides]
+        self.noise = schedule_noise(tokens, images, self.model.V, settings.more_smooth, first=0)
+        if settings.final_stage == 0:
+            self.noise += tuple(self._diffusion_noise())
 
     def _diffusion_noise(self) -> Iterator[Noise]:
         """The start of one half of the guided batch, and of every step but the last what it adds to both."""
@@ -79,10 +85,6 @@ class HartFamily(Family):
         yield Noise(f"noise/{last}.start", last, (tokens, channels), distribution="normal")
         for step in reversed(range(1, steps)):
             yield Noise(f"noise/{last}.step{step}", last, (2 * tokens, channels), distribution="normal")
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return list(self.model.blocks)
 
     def call_block(self, layer: int, x: Tensor, state: State, scale: int) -> Tensor:
         return self.model.blocks[layer](
@@ -93,10 +95,6 @@ class HartFamily(Family):
             context_position_ids=state["positions"],
             context_mask=state["mask"],
         )
-
-    def caching(self, enable: bool) -> None:
-        for block in self.model.blocks:
-            block.attn.kv_caching(enable)
 
     @contextmanager
     def functional(self) -> Iterator[None]:
@@ -122,7 +120,7 @@ class HartFamily(Family):
         first = (torch.arange(self.prefix, device=mask.device) == 0).expand_as(mask).to(mask.dtype)
         x = condition if model.pos_start is None else condition + model.pos_start
         return {
-            "x": x + self._positions(0),
+            "x": x + self.positions(0),
             "condition": condition,
             "positions": torch.cat((ids, torch.zeros_like(ids))),
             "mask": torch.cat((mask, first)),
@@ -130,7 +128,7 @@ class HartFamily(Family):
             "cfg": inputs["cfg"].clone(),
         }
 
-    def _positions(self, scale: int) -> Tensor:
+    def positions(self, scale: int) -> Tensor:
         """Level embedding, the same for all tokens of a scale, and position embedding where the model has one."""
         sizes = [self.prefix, *(h * w for h, w in self.schedule)]
         start = sum(sizes[:scale])
@@ -145,27 +143,19 @@ class HartFamily(Family):
         x = state["x"][:, -1:] if scale == 0 else state["x"]
         ratio = min(scale, last - 1) / last
         strength = state["cfg"] * ratio
-        given, free = model.get_logits(x, state["condition"]).chunk(2)
-        logits = filtered((1 + strength) * given - strength * free, 600 if scale < 7 else 300, self.top_p)
+        logits = guided(model.get_logits(x, state["condition"]), strength)
+        logits = filtered(logits, 600 if scale < 7 else 300, self.settings.top_p)
         book = quantiser.embedding.weight
-        entry, drawn = draw_entries(logits, book, noise, scale, ratio, self.more_smooth)
+        entry, drawn = draw_entries(logits, book, noise, scale, ratio, self.settings.more_smooth)
         if scale == last:
-            if self.final_stage == 0:
+            if self.settings.final_stage == 0:
                 drawn = drawn + self._residual(x, book[entry], strength, noise)
             return {"features": state["features"] + self._grid(drawn, side)}
         # The quantiser adds to its argument in place.
         features, following = quantiser.get_next_autoregressive_input(
             scale, last + 1, state["features"].clone(), self._grid(drawn, side), patch_nums=self.sides
         )
-        return {"features": features, "x": self._tokens(following, scale + 1)}
-
-    def enter(self, scale: int, state: State) -> Tensor:
-        return self._tokens(F.interpolate(state["features"], size=self.schedule[scale - 1], mode="area"), scale)
-
-    def _tokens(self, features: Tensor, scale: int) -> Tensor:
-        """Features [images, Cvae, h, w] as the first block's input [rows, h*w, C]."""
-        tokens = self.model.word_embed(features.flatten(2).transpose(1, 2)) + self._positions(scale)
-        return tokens.repeat(2, 1, 1)
+        return {"features": features, "x": self.tokens(following, scale + 1)}
 
     def _grid(self, features: Tensor, side: int) -> Tensor:
         return features.transpose(1, 2).reshape(self.images, self.model.Cvae, side, side)
@@ -188,12 +178,12 @@ class HartFamily(Family):
 
     @classmethod
     def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
-        settings = ("top_p", "more_smooth", "final_stage")
+        names = ("top_p", "more_smooth", "final_stage")
         texts = ("context_position_ids", "context_mask")
         # The method takes top_k and looks at limits of its own.
-        mapped = ("B", "label_B", "g_seed", "cfg", "top_k", *settings, *texts)
+        mapped = ("B", "label_B", "g_seed", "cfg", "top_k", *names, *texts)
         check_arguments(cls.name, arguments, mapped, {"num_maskgit_iters": 1})
-        family = cls(model, arguments["B"], **{name: arguments[name] for name in settings})
+        family = cls(model, arguments["B"], HartSettings(**{name: arguments[name] for name in names}))
         ids, mask = (arguments[name] for name in texts)
         inputs = {"text": arguments["label_B"], "context_mask": mask, "context_position_ids": ids}
         codes, diffusion = generator_of(model, arguments["g_seed"]), generator_of(model, None)
@@ -203,9 +193,6 @@ class HartFamily(Family):
 
         return Call(family, {**inputs, "cfg": number(arguments["cfg"])}, draw)
 
-    def decode(self, state: State) -> Tensor:
-        return self.vae.fhat_to_img(state["features"]).add(1).mul(0.5).float()
-
     def generate(self, inputs: dict[str, Tensor], seed: int) -> Tensor:
         # The diffusion head draws from the global generator; without a seed of its own, so does everything else.
         with torch.random.fork_rng():
@@ -214,11 +201,9 @@ class HartFamily(Family):
                 B=self.images,
                 label_B=inputs["text"],
                 cfg=inputs["cfg"].item(),
-                top_p=self.top_p,
-                more_smooth=self.more_smooth,
                 context_position_ids=inputs["context_position_ids"],
                 context_mask=inputs["context_mask"],
-                final_stage=self.final_stage,
+                **vars(self.settings),
             ).float()
 
 

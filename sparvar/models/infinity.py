@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,18 +16,17 @@ from torch import Tensor, nn
 from sparvar.errors import CaptureError, OptionError, message
 from sparvar.models.base import Call, Family, Input, State
 from sparvar.models.call_arguments import check_arguments, generator_of
-from sparvar.models.sampling import check_sampling, filtered, pick, sampling_noise
+from sparvar.models.sampling import check_sampling, filtered, pick, schedule_noise
 from sparvar.models.text import pack_rows, varlen_attention
 
 VARLEN = "flash_attn_varlen_kvpacked_func"
 
 
-class InfinityFamily(Family):
-    """``Infinity`` with bit labels, as the repository's ``autoregressive_infer_cfg`` runs it in inference mode.
+@dataclass(frozen=True)
+class InfinitySettings:
+    """What is fixed for all generations of an `InfinityFamily`.
 
-    Prompts come padded to ``text_tokens`` with their lengths, so that one program serves all.
-
-    Args:
+    Attributes:
         vae: the tokenizer, which the model does not hold.
         scale_schedule: (1, h, w) of every scale, one of those that the model has positions for.
         cfg_list, tau_list: guidance and temperature per scale, fixed; None makes each an input, one for all scales.
@@ -36,8 +36,26 @@ class InfinityFamily(Family):
         text_tokens: length that prompts are padded to; the model's longest if None.
     """
 
+    vae: Any
+    scale_schedule: Sequence[Sequence[int]]
+    cfg_list: Sequence[float] | None = None
+    tau_list: Sequence[float] | None = None
+    top_k: int = 900
+    top_p: float = 0.97
+    cfg_insertion_layer: Sequence[int] = (0,)
+    negative: bool = False
+    text_tokens: int | None = None
+
+
+class InfinityFamily(Family):
+    """``Infinity`` with bit labels, as the repository's ``autoregressive_infer_cfg`` runs it in inference mode.
+
+    Prompts come padded to ``text_tokens`` with their lengths, so that one program serves all.
+    """
+
     name = "infinity"
     model_class = "Infinity"
+    settings_class = InfinitySettings
     needs = (
         "add_lvl_embeding_only_first_block", "apply_spatial_patchify", "autoregressive_infer_cfg", "block_chunks",
         "cfg_uncond", "Ct5", "d_vae", "get_logits", "lvl_embed", "norm0_ve", "num_blocks_in_a_chunk", "pos_start",
@@ -52,46 +70,28 @@ class InfinityFamily(Family):
         "L['ca_kv'][1]": "bounds",
     }
 
-    def __init__(
-        self,
-        model: nn.Module,
-        images: int = 1,
-        *,
-        vae: nn.Module,
-        scale_schedule: Sequence[Sequence[int]],
-        cfg_list: Sequence[float] | None = None,
-        tau_list: Sequence[float] | None = None,
-        top_k: int = 900,
-        top_p: float = 0.97,
-        cfg_insertion_layer: Sequence[int] = (0,),
-        negative: bool = False,
-        text_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, images: int, settings: InfinitySettings) -> None:
         super().__init__(model, images)
-        self.require(vae, "vae", ("decode", "quantizer.lfq.indices_to_codes", "quantizer.z_interplote_up"))
+        self.vae, self.negative = settings.vae, settings.negative
+        self.require(self.vae, "vae", ("decode", "quantizer.lfq.indices_to_codes", "quantizer.z_interplote_up"))
         if self.model.use_flex_attn or not self.model.use_bit_label:
             got = f"use_bit_label={self.model.use_bit_label}, use_flex_attn={self.model.use_flex_attn}"
             raise CaptureError(message("infinity family, Infinity", "be built with bit labels and without flex", got))
-        self.vae: Any = vae
-        self.roots = {"model": model, "vae": vae}
-        self._set_schedule(scale_schedule)
-        self.cfg_list = self._per_scale("cfg_list", cfg_list)
-        self.tau_list = self._per_scale("tau_list", tau_list)
+        self.roots = {"model": model, "vae": self.vae}
+        self._set_schedule(settings.scale_schedule)
+        self.cfg_list = self._per_scale("cfg_list", settings.cfg_list)
+        self.tau_list = self._per_scale("tau_list", settings.tau_list)
         self.guided = self.cfg_list is None or any(cfg != 1 for cfg in self.cfg_list)
         self.rows = 2 * images if self.guided else images
-        self.top_k, self.top_p, self.negative = top_k or self.model.top_k, top_p or self.model.top_p, negative
+        self.top_k, self.top_p = settings.top_k or self.model.top_k, settings.top_p or self.model.top_p
         check_sampling(min(self.top_k, 2), self.top_p, 2)
-        self._set_insertion(cfg_insertion_layer)
-        self.text_tokens = self.model.text_maxlen if text_tokens is None else text_tokens
+        self._set_insertion(settings.cfg_insertion_layer)
+        self.text_tokens = self.model.text_maxlen if settings.text_tokens is None else settings.text_tokens
         if not 1 <= self.text_tokens <= self.model.text_maxlen:
             must = f"be 1 to {self.model.text_maxlen}, the longest text of the model"
             raise OptionError(message("text_tokens", must, self.text_tokens))
         self._set_inputs()
-        self.noise = tuple(
-            noise
-            for scale, (h, w) in enumerate(self.schedule, start=1)
-            for noise in sampling_noise(scale, images, h * w * self.model.d_vae, 2)
-        )
+        self.noise = schedule_noise([h * w * self.model.d_vae for h, w in self.schedule], images, 2)
 
     def _set_schedule(self, given: Sequence[Sequence[int]]) -> None:
         self.scale_schedule = [tuple(grid) for grid in given]
@@ -243,27 +243,26 @@ class InfinityFamily(Family):
     @classmethod
     def of_call(cls, model: nn.Module, arguments: Mapping[str, Any]) -> Call:
         """See `Family.of_call`. Of what the method returns, the images are given; its lists of codes are empty."""
-        settings = ("vae", "scale_schedule", "top_k", "top_p", "cfg_insertion_layer")
+        names = ("vae", "scale_schedule", "top_k", "top_p", "cfg_insertion_layer")
         texts = ("label_B_or_BLT", "negative_label_B_or_BLT")
         network: Any = model
         # What the method takes and never looks at, or looks at for the lists alone.
         unread = ("force_gt_Bhw", "cfg_sc", "ratio_Bl1", "gumbel", "norm_cfg", "cfg_exp_k", "softmax_merge_topk",
                   "gt_ls_Bl", "save_img_path", "sampling_per_bits", "returns_vemb")  # fmt: skip
-        mapped = ("B", "g_seed", "cfg_list", "tau_list", *settings, *texts, *unread)
+        mapped = ("B", "g_seed", "cfg_list", "tau_list", *names, *texts, *unread)
         fixed = {"vae_type": network.d_vae, "ret_img": True, "trunk_scale": 1000, "gt_leak": 0, "inference_mode": True}
         check_arguments(cls.name, arguments, mapped, fixed)
         images, scales = arguments["B"], len(arguments["scale_schedule"])
         prompts = [_padded(arguments[name]) for name in texts if arguments[name]]
         longest = max(text.shape[1] for text, _ in prompts)
-        family = cls(
-            model,
-            images,
+        settings = InfinitySettings(
             cfg_list=arguments["cfg_list"][:scales],
             tau_list=arguments["tau_list"][:scales],
             negative=len(prompts) == 2,
             text_tokens=longest,
-            **{name: arguments[name] for name in settings},
+            **{name: arguments[name] for name in names},
         )
+        family = cls(model, images, settings)
         inputs: State = {}
         for name, (text, lengths) in zip(("text", "negative"), prompts, strict=False):
             inputs[name] = F.pad(text, (0, 0, 0, longest - text.shape[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,35 +14,39 @@ from sparvar.models.base import Call, Family, Input, Noise, State
 from sparvar.models.call_arguments import check_arguments, number
 
 
-class LandscapeFamily(Family):
-    """``sparvar.zoo.LandscapeVAR``. With guidance and ``cfg`` 1 both halves of a batch count, the second for nothing.
+@dataclass(frozen=True)
+class LandscapeSettings:
+    """What is fixed for all generations of a `LandscapeFamily`.
 
-    Args:
+    Attributes:
         scale_schedule: (h, w) of every scale, the model's own if None.
         guided: without, there are no unconditional rows, as the model draws with ``cfg`` 1.
     """
 
+    scale_schedule: Sequence[tuple[int, int]] | None = None
+    guided: bool = True
+
+
+class LandscapeFamily(Family):
+    """``sparvar.zoo.LandscapeVAR``; where it is guided, the second half of the batch counts even with ``cfg`` 1."""
+
     name = "landscape"
     model_class = "LandscapeVAR"
+    settings_class = LandscapeSettings
     needs = ("tokenizer", "classes", "blocks", "condition", "tokens", "logits", "rope", "check_schedule")
     block_values: ClassVar[dict[str, str]] = {"L['x']": "x", "L['cond']": "cond"}
     shared: ClassVar[tuple[str, ...]] = ("total",)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        images: int = 1,
-        scale_schedule: Sequence[tuple[int, int]] | None = None,
-        guided: bool = True,
-    ) -> None:
+    def __init__(self, model: nn.Module, images: int = 1, settings: LandscapeSettings | None = None) -> None:
         super().__init__(model, images)
+        settings = settings or LandscapeSettings()
         try:
-            given = self.model.schedule if scale_schedule is None else scale_schedule
+            given = self.model.schedule if settings.scale_schedule is None else settings.scale_schedule
             self.schedule = self.model.check_schedule(given)
         except ValueError as error:
             raise OptionError(str(error)) from error
-        self.guided = guided
-        self.rows = 2 * images if guided else images
+        self.guided = settings.guided
+        self.rows = 2 * images if self.guided else images
         self.inputs = (
             Input("labels", "class", (images,), "int64", classes=self.model.classes),
             Input("cfg", "number", (), "float64", default=2.0),
@@ -53,16 +58,8 @@ class LandscapeFamily(Family):
             for scale, (h, w) in enumerate(self.schedule, start=1)
         )
 
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return list(self.model.blocks)
-
     def call_block(self, layer: int, x: Tensor, state: State, scale: int) -> Tensor:
         return self.model.blocks[layer](x, state["cond"], self.model.rope(scale - 1, self.schedule))
-
-    def caching(self, enable: bool) -> None:
-        for block in self.model.blocks:
-            block.attn.kv_caching(enable)
 
     def begin(self, inputs: dict[str, Tensor]) -> State:
         model, labels = self.model, inputs["labels"]
@@ -110,7 +107,7 @@ class LandscapeFamily(Family):
             raise OptionError(message("labels", "name at least one class", "none"))
         network: Any = model
         index = torch.tensor([network.class_index(label) for label in labels])
-        family = cls(model, len(labels), arguments["scale_schedule"], guided=cfg != 1.0)
+        family = cls(model, len(labels), LandscapeSettings(arguments["scale_schedule"], guided=cfg != 1.0))
         inputs = {
             "labels": index.to(family.device),
             "cfg": number(cfg),

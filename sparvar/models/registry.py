@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from torch import nn
@@ -25,15 +25,14 @@ def family_of(model: nn.Module, images: int = 1, **settings: Any) -> Family:
     Args:
         model: the model, as its user constructs it.
         images: images of one run.
-        settings: what the family fixes when it is exported; each class's docstring names them.
+        settings: fields of the family's `Family.settings_class`, which names them.
 
     Raises:
         CaptureError: no family has such a model, or the model lacks what its family needs.
         OptionError: a setting is unknown, missing, or has a wrong value.
     """
-    family = _class_of(model)
-    _check_settings(family, settings)
-    return family(model, images, **settings)
+    family: Any = _class_of(model)
+    return family(model, images, _settings(family, settings))
 
 
 def call_of(model: nn.Module, arguments: Mapping[str, Any]) -> Call:
@@ -57,14 +56,15 @@ def _class_of(model: nn.Module) -> type[Family]:
     )
 
 
-def _check_settings(family: type[Family], settings: dict[str, Any]) -> None:
-    parameters = list(inspect.signature(family).parameters.values())[2:]
-    known = [parameter.name for parameter in parameters]
-    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-    wrong = [name for name in settings if name not in known]
+def _settings(family: type[Family], given: Mapping[str, Any]) -> Any:
+    known = fields(family.settings_class)
+    names = [field.name for field in known]
+    wrong = [name for name in given if name not in names]
     if wrong:
-        must = f"be among {', '.join(known)}" if known else "be left out"
+        must = f"be among {', '.join(names)}" if names else "be left out"
         raise OptionError(message(f"settings of the {family.name} family", must, ", ".join(wrong)))
-    absent = [name for name in required if name not in settings]
+    required = [field.name for field in known if field.default is MISSING]
+    absent = [name for name in required if name not in given]
     if absent:
         raise OptionError(message(f"settings of the {family.name} family", f"give {', '.join(absent)}", "nothing"))
+    return family.settings_class(**given)

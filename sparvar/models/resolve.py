@@ -1,4 +1,4 @@
-"""The model that a command names, as a family."""
+"""The model that a command names: what its factory returns, as a subject of calibration or as a family."""
 
 from __future__ import annotations
 
@@ -13,11 +13,49 @@ from torch import nn
 from sparvar.errors import OptionError, message
 from sparvar.models import Family, family_of
 from sparvar.models.checkpoint import apply_checkpoint
-from sparvar.models.subject import Subject
+from sparvar.models.subject import Subject, as_subject
+
+
+def from_factory(text: str) -> Any:
+    """What ``zoo:landscape`` or ``package.module:factory`` returns, called without arguments.
+
+    Raises:
+        OptionError: there is no such module or factory.
+    """
+    place, _, attribute = text.partition(":")
+    must = "be zoo:landscape or package.module:factory"
+    if not place or not attribute:
+        raise OptionError(message("MODEL", must, repr(text)))
+    try:
+        module = importlib.import_module("sparvar.zoo" if place == "zoo" else place)
+    except ImportError as error:
+        raise OptionError(message("MODEL", must, repr(text), f"importing {place} failed: {error}")) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise OptionError(message("MODEL", must, repr(text), f"{place} has no callable named {attribute}"))
+    with torch.random.fork_rng(devices=[]):
+        return factory()
+
+
+def load_subject(text: str, checkpoint: Path | None = None) -> Subject:
+    """What MODEL names (see `from_factory`) as a subject of calibration.
+
+    Args:
+        text: place and name of the factory.
+        checkpoint: file whose weights take the place of the factory's.
+
+    Raises:
+        OptionError: there is no such module or factory, it returned something else, or the checkpoint cannot be read
+            or does not fit.
+    """
+    subject = as_subject(from_factory(text), text)
+    if checkpoint is not None:
+        apply_checkpoint(subject.model, checkpoint)
+    return subject
 
 
 def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1, device: str = "cpu") -> Family:
-    """The family of ``zoo:landscape`` or of what ``package.module:factory`` returns, called without arguments.
+    """What MODEL names (see `from_factory`) as a family.
 
     A factory returns the model, a `sparvar.calibrate.Subject`, or a `Family` where settings are needed.
 
@@ -32,19 +70,7 @@ def load_exportable(text: str, checkpoint: Path | None = None, images: int = 1, 
             fit.
         CaptureError: the model is of no known family.
     """
-    place, _, attribute = text.partition(":")
-    must = "be zoo:landscape or package.module:factory"
-    if not place or not attribute:
-        raise OptionError(message("MODEL", must, repr(text)))
-    try:
-        module = importlib.import_module("sparvar.zoo" if place == "zoo" else place)
-    except ImportError as error:
-        raise OptionError(message("MODEL", must, repr(text), f"importing {place} failed: {error}")) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise OptionError(message("MODEL", must, repr(text), f"{place} has no callable named {attribute}"))
-    with torch.random.fork_rng(devices=[]):
-        given: Any = factory()
+    given = from_factory(text)
     model = given.model if isinstance(given, Subject | Family) else given
     if not isinstance(model, nn.Module):
         must = "return a model, a Subject or a Family"

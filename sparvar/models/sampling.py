@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,20 @@ def sampling_noise(scale: int, images: int, tokens: int, entries: int, smooth: b
     parts = ("draw", "smooth") if smooth else ("draw",)
     shape = (images, tokens, entries)
     return tuple(Noise(f"noise/{scale}.{part}", scale, shape, distribution="exponential") for part in parts)
+
+
+def schedule_noise(
+    tokens: Sequence[int], images: int, entries: int, smooth: bool = False, first: int = 1
+) -> tuple[Noise, ...]:
+    """:func:`sampling_noise` of all scales from ``first`` on, which have so many ``tokens``."""
+    scales = enumerate(tokens, start=first)
+    return tuple(noise for scale, count in scales for noise in sampling_noise(scale, images, count, entries, smooth))
+
+
+def guided(logits: Tensor, strength: Tensor) -> Tensor:
+    """Logits [2B, L, V], those without a class or text in the second half, with guidance away from these: [B, L, V]."""
+    given, free = logits.chunk(2)
+    return (1 + strength) * given - strength * free
 
 
 def filtered(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparvar.errors import OptionError, message
-from sparvar.models.checkpoint import apply_checkpoint
 from sparvar.scale_plans import Schedule
 
 CFG = 2.0
@@ -148,33 +145,4 @@ def as_subject(given: Any, name: str) -> Subject:
     patch = getattr(given, "patch", None)
     if isinstance(patch, int) and "scale_schedule" in inspect.signature(generate).parameters:
         return _resizable(subject, patch)
-    return subject
-
-
-def load_subject(text: str, checkpoint: Path | None = None) -> Subject:
-    """The subject that ``zoo:landscape`` or ``package.module:factory`` names; the factory is called without arguments.
-
-    Args:
-        text: place and name of the factory.
-        checkpoint: file whose weights take the place of the factory's.
-
-    Raises:
-        OptionError: there is no such module or factory, it returned something else, or the checkpoint cannot be read
-            or does not fit.
-    """
-    place, _, attribute = text.partition(":")
-    must = "be zoo:landscape or package.module:factory"
-    if not place or not attribute:
-        raise OptionError(message("MODEL", must, repr(text)))
-    try:
-        module = importlib.import_module("sparvar.zoo" if place == "zoo" else place)
-    except ImportError as error:
-        raise OptionError(message("MODEL", must, repr(text), f"importing {place} failed: {error}")) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise OptionError(message("MODEL", must, repr(text), f"{place} has no callable named {attribute}"))
-    with torch.random.fork_rng(devices=[]):
-        subject = as_subject(factory(), text)
-    if checkpoint is not None:
-        apply_checkpoint(subject.model, checkpoint)
     return subject

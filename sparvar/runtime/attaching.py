@@ -12,13 +12,11 @@ from torch import nn
 
 from sparvar.kernels import kv_release
 from sparvar.kernels.common.torch_compat import original_module
-from sparvar.models.declared_schedule import bound_arguments, declared_schedule, parameters_of
+from sparvar.models.call_arguments import GENERATION_METHODS, bound_arguments, declared_schedule, parameters_of
 from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, Schedule
 
-GENERATION_METHODS = ("autoregressive_infer_cfg", "generate")
-"""Methods of published models that run a whole generation."""
 _ATTRIBUTE = "_sparvar_attachment"
 
 

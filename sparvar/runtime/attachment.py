@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import CaptureError, GraphBreakError, SessionError, SparvarError, SparvarWarning, message
-from sparvar.models.declared_schedule import (
+from sparvar.models.call_arguments import (
     SCALE_ARGUMENT,
     SCHEDULE_ARGUMENTS,
+    SUBSET_ARGUMENTS,
     bound_arguments,
     declared_schedule,
 )
@@ -28,9 +29,6 @@ from sparvar.runtime.generation import Columns, Observer, Session
 from sparvar.runtime.sites import Around, Graphs, Site
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
-
-SUBSET_ARGUMENTS = ("m_maskgit",)
-"""Arguments that give the positions of the tokens in a call, which then need not be the whole grid (HART)."""
 
 
 @dataclass

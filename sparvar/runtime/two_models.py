@@ -13,8 +13,8 @@ from sparvar.errors import CaptureError, OptionError, message
 from sparvar.kernels.common.torch_compat import original_module
 from sparvar.models import Call
 from sparvar.models.base import State
-from sparvar.models.declared_schedule import bound_arguments, parameters_of
-from sparvar.runtime.attaching import GENERATION_METHODS, attachment_of
+from sparvar.models.call_arguments import GENERATION_METHODS, bound_arguments, parameters_of
+from sparvar.runtime.attaching import attachment_of
 from sparvar.runtime.generation_loop import Eager, caching, call_for, check_schedule, run_scales, visits
 
 WHY = "models that collaborate are run as a chain of their families' functions"
