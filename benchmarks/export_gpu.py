@@ -36,6 +36,13 @@ SIDES = (1, 3, 6)
 LABELS = ("mountain", "sea", "desert", "city")
 
 
+class Printed:
+    """Steps of the export on standard output."""
+
+    def step(self, text: str, share: float = 0.0) -> None:
+        print(f"{share:4.0%} {text}")
+
+
 def small() -> LandscapeVAR:
     """A model of the shipped architecture with random weights, three scales."""
     torch.manual_seed(0)
@@ -120,9 +127,7 @@ def main(
         target = (folder or Path(temporary)) / "artefact"
         target.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        export_artefact(
-            build().to(device), plan, target, jobs=jobs, say=lambda text, share: print(f"{share:4.0%} {text}")
-        )
+        export_artefact(build().to(device), plan, target, jobs=jobs, progress=Printed())
         result: dict[str, Any] = {"export_seconds": time.perf_counter() - started}
         report = verify(target)
         result["verify"] = {

@@ -18,7 +18,7 @@ MOST_KEPT = 32 << 20
 
 
 @contextlib.contextmanager
-def sparing(least: int = LARGE) -> Iterator[None]:
+def mmap_large_blocks(least: int = LARGE) -> Iterator[None]:
     """Within it every block of at least ``least`` bytes is mapped by itself, and freed to the system.
 
     glibc learns from freed blocks to keep ever larger ones in its heap. Where compilation and observation leave small
@@ -67,4 +67,4 @@ def _set(mapped: int, trimmed: int | None = None) -> bool:
     return True
 
 
-__all__ = ["LARGE", "SMALL", "can_return", "return_freed", "sparing"]
+__all__ = ["LARGE", "SMALL", "can_return", "mmap_large_blocks", "return_freed"]

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from sparvar.errors import OptionError
-from sparvar.heap import return_freed, sparing
+from sparvar.heap import mmap_large_blocks, return_freed
 
 ROOT = Path(__file__).resolve().parents[1]
 # Blocks of 2 MiB with small objects between them, as compilation leaves them among tensors.
 HOLES = """
 import contextlib, ctypes, sys
-from sparvar.heap import return_freed, sparing
+from sparvar.heap import return_freed, mmap_large_blocks
 
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -35,7 +35,7 @@ libc.free(block(30 << 20))  # from this the heap learns to keep blocks of up to 
 before = resident()
 if sys.argv[1] == "return_freed":
     return_freed()
-with sparing() if sys.argv[1] == "sparing" else contextlib.nullcontext():
+with mmap_large_blocks() if sys.argv[1] == "mmap_large_blocks" else contextlib.nullcontext():
     blocks = []
     for _ in range(50):
         blocks.append(block(2 << 20))
@@ -52,7 +52,7 @@ def _glibc() -> bool:
 
 
 @pytest.mark.skipif(not _glibc(), reason="the thresholds are glibc's")
-@pytest.mark.parametrize("how", ["sparing", "return_freed", "plain"])
+@pytest.mark.parametrize("how", ["mmap_large_blocks", "return_freed", "plain"])
 def test_gives_blocks_back_among_small_objects(how: str) -> None:
     done = subprocess.run([sys.executable, "-c", HOLES, how], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -65,9 +65,9 @@ def test_changes_nothing_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    with sparing():
+    with mmap_large_blocks():
         pass
-    with pytest.raises(ValueError), sparing():
+    with pytest.raises(ValueError), mmap_large_blocks():
         raise ValueError
     with pytest.raises(OptionError, match="low memory: must be asked where the C library is glibc"):
         return_freed()

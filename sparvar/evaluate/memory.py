@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from sparvar.kernels import give_back, kv_held_bytes
+from sparvar.kernels import kv_held_bytes, trim_memory
 
 _SAMPLE_SECONDS = 0.002
 _STATUS = Path("/proc/self/status")
@@ -57,7 +57,7 @@ def _reset_high_water() -> bool:
 def peak_memory(device: torch.device) -> Iterator[Peak]:
     """Measure the peak memory of the block under ``with``; the result is complete when it ends."""
     peak = Peak()
-    give_back()
+    trim_memory()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -93,7 +93,7 @@ def live_peak(run: Callable[[], object]) -> int:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    give_back()  # caches in reference cycles of earlier generations would count as this one's
+    trim_memory()  # caches in reference cycles of earlier generations would count as this one's
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     events = profiled.profiler.kineto_results.events()

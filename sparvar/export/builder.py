@@ -126,14 +126,14 @@ def export_artefact(
     family = family or family_of(whole, asked.images, **asked.settings)
     progress = progress or Silent()
     with target.building() as folder:
-        _Artefact(folder, family, plans.plans[0], asked).fill(target.work, progress)
+        _Assembly(folder, family, plans.plans[0], asked).fill(target.work, progress)
         target.publish(folder)
     progress.step("done", 1.0)
     return target.path
 
 
 @dataclass(frozen=True)
-class _Artefact:
+class _Assembly:
     """What is put into ``folder``."""
 
     folder: Path

@@ -12,12 +12,10 @@ from torch import Tensor
 from sparvar.artefact.execution.executor import Chain
 from sparvar.artefact.execution.inputs import Request
 from sparvar.artefact.manifest.schema import Manifest
-from sparvar.artefact.session import Artefact
+from sparvar.artefact.session import KEPT, Artefact
 from sparvar.errors import OptionError, message
 from sparvar.export.programs import Generation
 from sparvar.models import Family, Input
-
-KEPT = ("weights/", "constants/", "buffers/")
 
 
 def golden_inputs(family: Family, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparvar.errors import CaptureError, PlanError, message
-from sparvar.export.sites import SiteFunction, column_sets
+from sparvar.export.sites import SiteFunction, decided, named
 from sparvar.kernels.common.columns import mask_boxes, mask_to_lists
 from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.map_columns.spans import map_capacity, map_tables
@@ -29,9 +29,7 @@ def plain_site(plan: Plan, kind: str, scale: int, softmax_scale: float) -> SiteF
         PlanError: the index map sends two keys to one.
     """
     maker = {"decide": _decide, "cs4a": _cs4a, "csla": _csla}[kind]
-    function = maker(plan, scale, softmax_scale)
-    function.__name__ = function.__qualname__ = f"plain_{kind}_{scale}"
-    return function
+    return named(maker(plan, scale, softmax_scale), f"plain_{kind}_{scale}")
 
 
 def tile_order(grid: tuple[int, int], tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -99,7 +97,7 @@ def _fixed(plan: Plan, scale: int) -> Tensor:
 
 
 def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
-    grid, counts = plan.schedule[scale - 1], column_sets(plan)
+    grid = plan.schedule[scale - 1]
     sampled, weights = sampled_queries(grid, plan.tile, plan.column_sum_stride)
     attend = _Attend(plan, scale, softmax_scale)
 
@@ -109,13 +107,10 @@ def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
         some = query.index_select(2, sampled).float() * softmax_scale
         mass = torch.softmax(some @ key.float().transpose(2, 3), dim=-1)  # [B, H, S, T]
         sums = weights @ mass  # [B, H, G, T]
-        given: list[Tensor] = []
-        for count in counts:
-            given += _largest(sums, count)
-        if plan.output_correction:
-            kept = max(1, round(plan.cs4a[min(plan.cs4a)].budget * plan.keys(scale)))
-            given.append(out - attend(query, key, value, _largest(sums, kept)[0]))
-        return (out, *given)
+        return (
+            out,
+            *decided(plan, scale, out, sums, _largest, lambda columns, _: attend(query, key, value, columns)),
+        )
 
     return decide
 

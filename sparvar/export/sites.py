@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparvar import kernels
@@ -81,30 +80,49 @@ SiteFunction = Callable[..., tuple[Tensor, ...]]
 """(q [B, H, N, D], k, v [B, H, T, D], *taken) to (out [B, H, N, D], *given)."""
 
 
+Select = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""Column sums [B, H, G, T] and a number of columns to lists [B, H, G, K] and their counts [B, H, G]."""
+
+
 def native_site(plan: Plan, kind: str, scale: int, softmax_scale: float) -> SiteFunction:
     """The site of a kind in the ops of `sparvar.kernels`, as `sparvar.runtime.site_ops` runs it in process."""
     maker = {"decide": _decide, "cs4a": _cs4a, "csla": _csla}[kind]
-    function = maker(plan, scale, softmax_scale)
-    # A graph names what it calls by these.
-    function.__name__ = function.__qualname__ = f"sparvar_{kind}_{scale}"
+    return named(maker(plan, scale, softmax_scale), f"sparvar_{kind}_{scale}")
+
+
+def named(function: SiteFunction, name: str) -> SiteFunction:
+    """The function under a name, by which a graph calls it."""
+    function.__name__ = function.__qualname__ = name
     return function
 
 
-def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
-    counts = column_sets(plan)
+def decided(
+    plan: Plan, scale: int, out: Tensor, sums: Tensor, select: Select, attend: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """What a decision gives beside its output: lists of columns with their counts, and the output's correction.
 
+    Args:
+        plan, scale: of the decision.
+        out: dense attention.
+        sums: of its columns.
+        select: the columns with the largest sums.
+        attend: attention to columns alone, from lists and counts.
+    """
+    given = [tensor for count in column_sets(plan) for tensor in select(sums, count)]
+    if plan.output_correction:
+        kept = max(1, round(plan.cs4a[min(plan.cs4a)].budget * plan.keys(scale)))
+        given.append(out - attend(*select(sums, kept)))
+    return given
+
+
+def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
     def decide(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        def attend(columns: Tensor, counts: Tensor) -> Tensor:
+            listed = Columns(columns, counts)
+            return attend_columns(query, key, value, listed, None, softmax_scale, query_tiles(plan, scale))
+
         out, sums, _ = look(plan, scale, query, key, value, softmax_scale)
-        given: list[Tensor] = []
-        for count in counts:
-            given += kernels.select_columns(sums, count)
-        if plan.output_correction:
-            kept = max(1, round(plan.cs4a[min(plan.cs4a)].budget * plan.keys(scale)))
-            columns = Columns(*kernels.select_columns(sums, kept))
-            given.append(
-                out - attend_columns(query, key, value, columns, None, softmax_scale, query_tiles(plan, scale))
-            )
-        return (as_pinned(out), *given)
+        return (as_pinned(out), *decided(plan, scale, out, sums, kernels.select_columns, attend))
 
     return decide
 
@@ -128,16 +146,6 @@ def _csla(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
         return (attend_columns(query, key, value, columns, None, softmax_scale, query_tiles(plan, scale)),)
 
     return csla
-
-
-def dense_site(softmax_scale: float) -> SiteFunction:
-    """Dense attention, for operands that are not those of the captured call."""
-
-    def dense(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor]:
-        grouped = query.shape[1] != key.shape[1]
-        return (F.scaled_dot_product_attention(query, key, value, scale=softmax_scale, enable_gqa=grouped),)
-
-    return dense
 
 
 def local_constants(plan: Plan, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -19,9 +19,9 @@ from sparvar.kernels.common.native import (
     sources_digest,
 )
 from sparvar.kernels.kv_cache.memory import empty as kv_empty
-from sparvar.kernels.kv_cache.memory import give_back
 from sparvar.kernels.kv_cache.memory import held_bytes as kv_held_bytes
 from sparvar.kernels.kv_cache.memory import release_idle as kv_release
+from sparvar.kernels.kv_cache.memory import trim_memory
 from sparvar.kernels.kv_cache.op import kv_acquire, kv_extend
 from sparvar.kernels.local_columns.op import local_columns
 from sparvar.kernels.local_columns.windows import LocalWindows, local_capacity
@@ -59,7 +59,6 @@ __all__ = [
     "column_sparse_rows",
     "column_sums",
     "find_gpu",
-    "give_back",
     "gpu_fit",
     "gpu_status",
     "implementation",
@@ -83,4 +82,5 @@ __all__ = [
     "static_compile",
     "static_problems",
     "static_toolchain",
+    "trim_memory",
 ]

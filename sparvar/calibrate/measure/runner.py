@@ -23,8 +23,8 @@ from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.measure.observe import Observer, as_record, merged
 from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
 from sparvar.errors import OptionError, SessionError, SparvarError, message
-from sparvar.heap import sparing
-from sparvar.kernels import give_back
+from sparvar.heap import mmap_large_blocks
+from sparvar.kernels import trim_memory
 from sparvar.models.subject import Subject
 from sparvar.scale_plans import Plan
 
@@ -145,7 +145,7 @@ class Runner:
 
         def draw() -> Tensor:
             self.detach()
-            with sparing():
+            with mmap_large_blocks():
                 return self._draw(stage, number)
 
         return self.journal.image(f"{stage}/{number}", draw)
@@ -153,7 +153,7 @@ class Runner:
     def pace(self) -> float:
         """Seconds of a dense image of the model's own code, which is kept as the first probe's."""
         self.detach()
-        with sparing():
+        with mmap_large_blocks():
             if torch.cuda.is_available():
                 self._draw("probe", 0)  # the first generation on a GPU loads its kernels
             started = time.perf_counter()
@@ -169,7 +169,7 @@ class Runner:
     def detach(self) -> None:
         """Let the model run its own code."""
         detach(self.subject.model)
-        give_back()
+        trim_memory()
         self._attached = None
 
     def _attach(self, plan: Plan, inner: str = "") -> bool:
@@ -177,7 +177,7 @@ class Runner:
         mark = f"{plan.digest} {inner}"
         if self._attached == mark:
             return False
-        give_back()  # what the plan before left: over dozens of plans holes would add up to more than a generation
+        trim_memory()  # what the plan before left: over dozens of plans holes would add up to more than a generation
         compile(self.subject.model, plan, inner=inner or self.inner)
         self._attached = mark
         if "eager" in (inner, self.inner):
@@ -191,7 +191,7 @@ class Runner:
 
     def _warm_up(self, stage: str) -> None:
         self.say("compiling")
-        with sparing():
+        with mmap_large_blocks():
             self._draw(stage, 0)
 
     def observe(self, key: str, space: Space, number: int, stage: str = "observe", full: bool = True) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class Runner:
             pruning = PruningSums(self.base, representative_scale(self.base)) if full else None
             observer = attachment.observer = Observer(self.base, space, pruning, number)
             try:
-                with sparing():
+                with mmap_large_blocks():
                     self._draw(stage, number)
             finally:
                 self.detach()
@@ -265,9 +265,9 @@ class Runner:
             attachment = attachment_of(self.subject.model)
             assert attachment is not None
             attachment.timed = stage == "probe"
-            give_back()  # holes of the image before: 140 MiB less at the peak for 1 % more seconds
+            trim_memory()  # holes of the image before: 140 MiB less at the peak for 1 % more seconds
             started = time.perf_counter()
-            with sparing() if (inner and not mark) or compiles else contextlib.nullcontext():
+            with mmap_large_blocks() if (inner and not mark) or compiles else contextlib.nullcontext():
                 image = self._draw(stage, number)
             seconds = None if compiles else time.perf_counter() - started
             image = image.float().cpu()
@@ -299,7 +299,7 @@ class Runner:
         assert attachment is not None
         attachment.choices.watcher = watch
         try:
-            with sparing():
+            with mmap_large_blocks():
                 image = self._draw(stage, number).float().cpu()
         finally:
             attachment.choices.watcher = None

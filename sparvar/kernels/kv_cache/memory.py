@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["empty", "give_back", "held_bytes", "idle_bytes", "release_idle"]
+__all__ = ["empty", "held_bytes", "idle_bytes", "release_idle", "trim_memory"]
 
 HUGE_PAGE = 2 << 20
 
@@ -75,7 +75,7 @@ def release_idle() -> None:
         _blocks[:] = [block for block in _blocks if not block.holder.expired()]
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Give everything that generations leave back to the system: idle caches, garbage, free pages of the C heap."""
     gc.collect()
     release_idle()
