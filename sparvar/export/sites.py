@@ -122,7 +122,8 @@ def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
             return attend_columns(query, key, value, listed, None, softmax_scale, query_tiles(plan, scale))
 
         out, sums, _ = look(plan, scale, query, key, value, softmax_scale)
-        return (as_pinned(out), *decided(plan, scale, out, sums, kernels.select_columns, attend))
+        given = decided(plan, scale, out, sums, kernels.select_columns, attend)
+        return (as_pinned(out), *given)
 
     return decide
 

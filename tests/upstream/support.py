@@ -16,7 +16,7 @@ from sparvar.backend import attachment_of
 from sparvar.compiler.compiled_sites import site_graphs
 from sparvar.models.fingerprint import fingerprint
 from sparvar.runtime.attachment import Attachment
-from sparvar.scale_plans import Plan, default_plan, dense_plan
+from sparvar.scale_plans import ModelInfo, Plan, default_plan, dense_plan
 
 TILE = (4, 4)
 """Query tiles of small schedules; the default 8x16 is larger than their grids."""
@@ -55,17 +55,15 @@ class Case:
 
     def plan(self, *, dense: bool = False, schedule: Sequence[tuple[int, int]] | None = None, **fields: Any) -> Plan:
         make = dense_plan if dense else default_plan
-        return make(
-            schedule or self.schedule,
-            self.sites,
+        model = ModelInfo(
+            sites=tuple(self.sites),
             heads=self.heads,
             head_dim=self.head_dim,
             dtype=self.dtype,
             family=type(self.model).__name__,
             fingerprint=fingerprint(self.model),
-            prefix=self.prefix,
-            **{"tile": TILE, **fields},
         )
+        return make(schedule or self.schedule, model, prefix=self.prefix, **{"tile": TILE, **fields})
 
 
 @contextmanager
