@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sparvar.errors import OutputError, SparvarWarning
-from sparvar.export.builder import _held
 from sparvar.export.formats import aoti
 from sparvar.export.formats.aoti_worker import SETTINGS, compile_program, settings_of
+from sparvar.export.publish import Target
 from sparvar.export.trace import Program, export_graph
 from sparvar.private_files import read_sealed, seal_path, write_sealed
 
@@ -113,16 +113,17 @@ def test_packages_of_a_stopped_export_are_checked(
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
 def test_the_folder_of_an_export_is_the_users_alone(tmp_path: Path) -> None:
+    target = Target(tmp_path / "small")
     work = tmp_path / ".small.partial"
     mask = os.umask(0)
     try:
-        with _held(work):
+        with target.building():
             assert work.stat().st_mode & 0o777 == 0o700
         work.chmod(0o777)
-        with _held(work):
+        with target.building():
             assert work.stat().st_mode & 0o022 == 0
     finally:
         os.umask(mask)
     foreign(work)
     with pytest.raises(OutputError, match=r"must belong to you, got user 12345; what is compiled there is run: delete"):
-        _held(work).__enter__()
+        target.building().__enter__()
