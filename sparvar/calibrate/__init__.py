@@ -2,6 +2,7 @@
 
 from sparvar.calibrate.api import Calibration, calibrate
 from sparvar.calibrate.budget import Budget, Effort
+from sparvar.calibrate.candidates.candidate import ColumnCandidate, Setting, candidate_text, read_candidate
 from sparvar.calibrate.fit.skip import SkipFit, fit_skip
 from sparvar.calibrate.measure.kv_statistics import KVStatistics, kv_statistics
 from sparvar.calibrate.measure.transfer_loss import compare_plans
@@ -12,14 +13,18 @@ from sparvar.models.subject import Subject
 __all__ = [
     "Budget",
     "Calibration",
+    "ColumnCandidate",
     "Effort",
     "KVStatistics",
+    "Setting",
     "SkipFit",
     "Subject",
     "apply_checkpoint",
     "calibrate",
+    "candidate_text",
     "compare_plans",
     "fit_skip",
     "kv_statistics",
     "load_subject",
+    "read_candidate",
 ]

@@ -17,9 +17,10 @@ import torch
 
 from sparvar.calibrate.budget import Budget, Effort
 from sparvar.calibrate.candidates.base_plan import base_plan
+from sparvar.calibrate.candidates.candidate import Candidate, ColumnCandidate
 from sparvar.calibrate.candidates.compression import Compression, choose_compression, compressed_cases
 from sparvar.calibrate.candidates.reductions import Effects, as_record, expanded
-from sparvar.calibrate.candidates.space import SETTINGS_KEPT, Choice, Space, cs4a_key, default_space, plan_of
+from sparvar.calibrate.candidates.space import SETTINGS_KEPT, Choice, Space, default_space, plan_of
 from sparvar.calibrate.facts import facts
 from sparvar.calibrate.fit.predict import Sensitivity, Sites, cases, fit, kept_share, preferred
 from sparvar.calibrate.journal import Journal
@@ -280,13 +281,13 @@ class _Steps:
         flops, moved = self.runner.journal.get("elsewhere", count)
         return target_costs(self.base, self.space, rows, gpu, TARGET_DTYPE, flops, moved, self.say)
 
-    def _alone(self, scale: int, budget: float, layers: Sequence[int]) -> tuple[Plan, str]:
-        """A plan in which ``layers`` are sparse at one scale alone, and the name of its candidate."""
+    def _alone(self, scale: int, budget: float, layers: Sequence[int]) -> tuple[Plan, ColumnCandidate]:
+        """A plan in which ``layers`` are sparse at one scale alone, and what runs there."""
         decision = max(decision for decision in self.space.decisions if decision < scale)
         policies = tuple("cs4a" if layer in layers else "dense" for layer in range(self.layers))
         setting = self.space.settings[0]
         choice = Choice(policies, setting, decision, budgets=((scale, budget),))
-        return plan_of(self.base, self.space, choice), cs4a_key(decision, setting, budget, None)
+        return plan_of(self.base, self.space, choice), ColumnCandidate(decision, setting, budget)
 
     def _probe(self, plan: Plan) -> Measured:
         """Generations for what they lose, or for how their seconds compare with those of another probe."""
@@ -307,7 +308,7 @@ class _Steps:
 
     def _sensitivity(self, sites: Sites) -> Sensitivity:
         every = range(self.layers)
-        by_scale: dict[int, list[tuple[str, float]]] = {}
+        by_scale: dict[int, list[tuple[Candidate, float]]] = {}
         for scale in self._probed():
             self.say(f"how much scale {scale} matters")
             by_scale[scale] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sparvar.calibrate.candidates.candidate import candidate_text
 from sparvar.calibrate.fit.predict import Sites, relative_errors
 
 
@@ -33,14 +34,17 @@ def facts(sites: Sites, layers: int) -> list[dict[str, Any]]:
                 "sink_mass": [value / calls for value in sums.get("sink", [])],
                 "window_mass": windows,
                 "relative_error": {
-                    name: math.sqrt(relative_errors(sites, scale, layers, name)[layer]) for name in sums["errors"]
+                    candidate_text(each): math.sqrt(relative_errors(sites, scale, layers, each)[layer])
+                    for each in sums["errors"]
                 },
                 "relative_error_by_head": {
-                    name: [math.sqrt(error / max(norm, 1e-30)) for error, norm in zip(errors, norms, strict=True)]
-                    for name, errors in sums["errors"].items()
+                    candidate_text(each): [
+                        math.sqrt(error / max(norm, 1e-30)) for error, norm in zip(errors, norms, strict=True)
+                    ]
+                    for each, errors in sums["errors"].items()
                 },
-                "recall": {name: values[0] / calls for name, values in sums["recall"].items()},
-                "kept": {name: values[0] / calls for name, values in sums["kept"].items()},
+                "recall": {candidate_text(each): values[0] / calls for each, values in sums["recall"].items()},
+                "kept": {candidate_text(each): values[0] / calls for each, values in sums["kept"].items()},
             }
         )
     return found

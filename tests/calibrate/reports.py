@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from sparvar.calibrate.budget import Effort
-from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key, csla_key, default_space, plan_of
+from sparvar.calibrate.candidates.candidate import ColumnCandidate, Setting, WindowCandidate, candidate_text
+from sparvar.calibrate.candidates.space import Choice, Space, default_space, plan_of
 from sparvar.calibrate.search.decisions import decisions_record
 from sparvar.scale_plans import ModelInfo, Plan, Provenance, dense_plan, infinity_schedules
 
@@ -171,7 +172,7 @@ def _candidates(site: dict[str, Any], base: Plan, space: Space, shares: list[dic
     for decision in (number for number in space.decisions if number < scale):
         for number, setting in enumerate(SETTINGS):
             for budget in space.budgets:
-                plain = cs4a_key(decision, setting, budget, None)
+                plain = candidate_text(ColumnCandidate(decision, setting, budget))
                 recall = 1 - (1 - budget) ** (2.5 + 9 * deep) * (0.9 + 0.02 * (scale - decision) - 0.05 * number)
                 error = 0.8 * (1 - recall) ** 0.7 * (0.4 + 0.6 * deep)
                 site["kept"][plain] = budget + (1 - budget) * sinks
@@ -179,9 +180,10 @@ def _candidates(site: dict[str, Any], base: Plan, space: Space, shares: list[dic
                 site["relative_error"][plain] = error
                 for first in space.firsts:
                     if scale != decision + 1 or first == budget:
-                        site["relative_error"][cs4a_key(decision, setting, budget, first)] = 0.7 * error
+                        corrected = ColumnCandidate(decision, setting, budget, first)
+                        site["relative_error"][candidate_text(corrected)] = 0.7 * error
     for number, share in enumerate(shares):
-        name = csla_key(number, SETTINGS[0].sinks)
+        name = candidate_text(WindowCandidate(number, SETTINGS[0].sinks))
         site["kept"][name] = share[scale]
         site["relative_error"][name] = 0.25 * (1 - share[scale]) * (1.3 - deep) / (number + 1)
 

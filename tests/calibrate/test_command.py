@@ -400,6 +400,7 @@ def test_observing_changes_nothing() -> None:
     import torch
 
     import sparvar
+    from sparvar.calibrate.candidates.candidate import read_candidate
     from sparvar.calibrate.candidates.space import default_space
     from sparvar.calibrate.measure.observe import Observer
     from sparvar.models.subject import as_subject
@@ -414,6 +415,8 @@ def test_observing_changes_nothing() -> None:
     assert torch.allclose(subject.draw(subject.model, "sea", 5), plain, atol=1e-5)
     sparvar.detach(subject.model)
     site = observer.sites[6, 0]
-    widest, narrow = (sum(site["errors"][f"cs4a/4/relative+s1w0/{budget}/-"]) for budget in (0.45, 0.03))
+    widest, narrow = (
+        sum(site["errors"][read_candidate(f"cs4a/4/relative+s1w0/{budget}/-")]) for budget in (0.45, 0.03)
+    )
     assert 0 < widest < narrow
     assert not observer._sums and not observer._delta  # nothing is kept after the last scale

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sparvar import kernels
-from sparvar.calibrate.candidates.space import Setting, Space, cs4a_key, csla_key
+from sparvar.calibrate.candidates.candidate import ColumnCandidate, Setting, WindowCandidate
+from sparvar.calibrate.candidates.space import Space
 from sparvar.calibrate.measure.observe import Observer, Sample, WindowMass, mass_on
 from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
 from sparvar.runtime.context import SiteContext
@@ -68,11 +69,11 @@ def test_errors_are_those_of_the_sampled_queries(last: tuple[int, int], turn: in
     lists = kernels.local_columns(windows)
     full = attend_columns(query, key, value, Columns(*lists), None, 0.25, kernels.QueryTiles(last, TILE))
     error = (sample.queries(full.double()) - sample.queries(dense)).square().sum((0, 2, 3))
-    assert site["errors"][csla_key(0, 2)] == pytest.approx(error.tolist(), rel=1e-3, abs=1e-6)
+    assert site["errors"][WindowCandidate(0, 2)] == pytest.approx(error.tolist(), rel=1e-3, abs=1e-6)
     # Every candidate was measured, with fewer keys and more error for less budget.
     for setting in SPACE.settings:
         for first in (None, 0.5):
-            low, high = (sum(site["errors"][cs4a_key(3, setting, budget, first)]) for budget in SPACE.budgets)
+            low, high = (sum(site["errors"][ColumnCandidate(3, setting, budget, first)]) for budget in SPACE.budgets)
             # One to one, a map keeps no more keys than the source has.
             assert 0 < high < low or (setting.index_map == "identity" and high == low)
 

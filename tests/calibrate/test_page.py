@@ -15,6 +15,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from sparvar.calibrate import candidate_text
 from sparvar.scale_plans import Plan, held_share, local
 from sparvar.tools.reports.calibration_facts import nearest_group, numbers, own_candidate, seconds
 from sparvar.tools.reports.calibration_figure import DPI, WIDTH, drawn
@@ -379,7 +380,7 @@ def test_the_curves_are_those_of_the_plan() -> None:
         for budget in (0.1, 0.2)
     ]
     found = nearest_group(plan, 13, [*names, "csla/0", "cs4a/what"])
-    assert [one.name for one in found] == ["cs4a/11/footprint+s4w0/0.1/-", "cs4a/11/footprint+s4w0/0.2/-"]
+    assert [candidate_text(one) for one in found] == ["cs4a/11/footprint+s4w0/0.1/-", "cs4a/11/footprint+s4w0/0.2/-"]
     assert nearest_group(plan, 13, ["csla/0"]) == []
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sparvar.calibrate.candidates.candidate import Setting
 from sparvar.calibrate.candidates.compression import Compression, compressed_cases
 from sparvar.calibrate.candidates.reductions import (
     NOTHING,
@@ -20,7 +21,6 @@ from sparvar.calibrate.candidates.reductions import (
     skipped_pruned_candidates,
     source_candidates,
 )
-from sparvar.calibrate.candidates.space import Setting
 from sparvar.calibrate.fit.predict import Tag
 from sparvar.calibrate.measure.runner import Measured
 from sparvar.calibrate.search.solver import Case, ScaleOptions, solve

@@ -7,8 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sparvar.calibrate.candidates.space import Choice, Setting, cs4a_key, csla_key, default_space, plan_of, sink_spans
-from sparvar.calibrate.fit.predict import names_of, preferred
+from sparvar.calibrate.candidates.candidate import (
+    ColumnCandidate,
+    Setting,
+    WindowCandidate,
+    candidate_text,
+    read_candidate,
+)
+from sparvar.calibrate.candidates.space import Choice, default_space, plan_of, sink_spans
+from sparvar.calibrate.fit.predict import candidates_of, preferred
 from sparvar.calibrate.measure.runner import split_prompts
 from sparvar.calibrate.search.solver import MULTIPLIERS, ScaleOptions, _Search, solve
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan
@@ -51,10 +58,26 @@ def test_every_choice_is_a_plan_without_contradictions() -> None:
             )
             plan = plan_of(base, space, choice)
             assert plan.check() == []
-            names = names_of(plan, choice)
-            assert names[13, 0] == cs4a_key(decision, setting, 0.2, 0.2)
-            assert names[13, 1] == csla_key(1, setting.sinks)
-            assert len(names) == 2 * len(targets)
+            found = candidates_of(plan, choice)
+            assert found[13, 0] == ColumnCandidate(decision, setting, 0.2, 0.2)
+            assert found[13, 1] == WindowCandidate(1, setting.sinks)
+            assert len(found) == 2 * len(targets)
+
+
+def test_candidates_are_read_as_they_were_written() -> None:
+    texts = ["cs4a/11/relative+s5w7/0.2/-", "cs4a/9/footprint+s0w0/0.03/0.45", "csla/2+s4"]
+    found = [read_candidate(text) for text in texts]
+    assert found == [
+        ColumnCandidate(11, Setting("relative", 5, 7), 0.2),
+        ColumnCandidate(9, Setting("footprint", 0), 0.03, 0.45),
+        WindowCandidate(2, 4),
+    ]
+    assert [candidate_text(candidate) for candidate in found] == texts
+    odd = ColumnCandidate(3, Setting("identity", 1), 1 / 3, 2 / 7)
+    assert read_candidate(candidate_text(odd)) == odd
+    for text in ("csla/0", "cs4a/what", "cs4a/11/relative+s5/0.2/-", "dense", "csla/1+s2/3"):
+        with pytest.raises(ValueError):
+            read_candidate(text)
 
 
 def test_screening_looks_at_one_scale_with_every_setting() -> None:
@@ -73,10 +96,10 @@ def test_a_setting_that_only_keeps_more_keys_is_not_preferred() -> None:
     sums = {"errors": {}, "kept": {}, "recall": {}, "norm_seen": [1.0, 1.0], "calls": [1.0]}
     for setting, factor, more in ((good, 1.0, 1.0), (bad, 3.0, 1.0), (wide, 1.0, 1.5)):
         for budget in space.budgets:
-            name = cs4a_key(10, setting, budget, None)
+            candidate = ColumnCandidate(10, setting, budget)
             # ``wide`` has the same error as ``good`` for half as many keys again.
-            sums["errors"][name] = [factor * 0.01 / budget] * 2  # type: ignore[index]
-            sums["kept"][name] = [more * budget]  # type: ignore[index]
+            sums["errors"][candidate] = [factor * 0.01 / budget] * 2  # type: ignore[index]
+            sums["kept"][candidate] = [more * budget]  # type: ignore[index]
     kept, scores = preferred({(12, layer): sums for layer in range(3)}, base, space, 1)
     assert kept == [good]
     assert scores[str(good)] == pytest.approx(scores[str(bad)] / 3)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparvar import kernels
-from sparvar.calibrate.candidates.space import Space, cs4a_key, csla_key, default_space, plan_of
+from sparvar.calibrate.candidates.candidate import Candidate, ColumnCandidate, WindowCandidate
+from sparvar.calibrate.candidates.space import Space, default_space, plan_of
 from sparvar.calibrate.fit.predict import Sensitivity, cases, choice_of
 from sparvar.calibrate.measure.target_gpu import TARGET_DTYPE, elsewhere, target_costs
 from sparvar.calibrate.search.solver import solve
@@ -85,15 +86,15 @@ def test_a_whole_generation_is_attention_and_the_rest(base: Plan, space: Space) 
 
 def test_the_solver_finds_sparse_plans_with_it(base: Plan, space: Space) -> None:
     """Half of the squared error goes with every step up the budgets; the plan found takes less than dense."""
-    names = [csla_key(number, sinks) for number in range(len(space.ladders)) for sinks in space.spans]
-    budgets = {name: 0.1 * (number + 1) for number, name in enumerate(names)}
-    errors = {name: 0.4 for name in names}
+    windows = [WindowCandidate(number, sinks) for number in range(len(space.ladders)) for sinks in space.spans]
+    budgets: dict[Candidate, float] = {window: 0.1 * (number + 1) for number, window in enumerate(windows)}
+    errors: dict[Candidate, float] = dict.fromkeys(windows, 0.4)
     for decision in space.decisions:
         for setting in space.settings:
             for step, budget in enumerate(space.budgets):
                 for first in (None, *space.firsts):
-                    name = cs4a_key(decision, setting, budget, first)
-                    budgets[name], errors[name] = budget, 0.2 / 2**step
+                    candidate = ColumnCandidate(decision, setting, budget, first)
+                    budgets[candidate], errors[candidate] = budget, 0.2 / 2**step
     record = {
         "norm_seen": [1.0],
         "calls": [1.0],

@@ -1,4 +1,4 @@
-"""The candidates that calibration measures, and the plans they stand for."""
+"""Which candidates calibration measures, and the plans that its choices among them stand for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparvar.calibrate.candidates.candidate import Setting
 from sparvar.calibrate.candidates.reductions import NOTHING, Reduction
 from sparvar.scale_plans import INDEX_MAPS, Plan
 
@@ -20,24 +21,6 @@ SETTINGS_KEPT = 2
 """Settings that are measured in full, of those that are screened."""
 SCREEN_BUDGETS = (0.05, 0.2)
 COARSE_BUDGETS = (0.05, 0.12, 0.2, 0.3)
-
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """What all layers of a plan share besides the decision scale.
-
-    Attributes:
-        index_map: of cs4a layers.
-        sinks: leading scales that are always kept.
-        window: odd side of the window around the tile's queries at the current scale, for cs4a; 0 for none.
-    """
-
-    index_map: str
-    sinks: int
-    window: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.index_map}+s{self.sinks}w{self.window}"
 
 
 @dataclass(frozen=True)
@@ -177,13 +160,3 @@ def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
         kv=kv,
         **choice.reduction.fields(len(base.layers)),
     )
-
-
-def cs4a_key(decision: int, setting: Setting, budget: float, first: float | None) -> str:
-    """Name of a cs4a candidate; ``first`` is the budget that the output correction was made with, None without."""
-    return f"cs4a/{decision}/{setting}/{budget:g}/{'-' if first is None else format(first, 'g')}"
-
-
-def csla_key(ladder: int, sinks: int) -> str:
-    """Name of a csla candidate."""
-    return f"csla/{ladder}+s{sinks}"

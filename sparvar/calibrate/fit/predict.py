@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sparvar.calibrate.candidates.candidate import Candidate, ColumnCandidate, Setting, WindowCandidate
 from sparvar.calibrate.candidates.reductions import NOTHING, Reduction
-from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key, csla_key
+from sparvar.calibrate.candidates.space import Choice, Space
 from sparvar.calibrate.measure.costs import CostTable
 from sparvar.calibrate.measure.observe import Sums
 from sparvar.calibrate.search.solver import POLICIES, Answer, Case, ScaleOptions
@@ -60,7 +61,7 @@ class Tag:
     reduction: Reduction = NOTHING
 
 
-def relative_errors(sites: Sites, scale: int, layers: int, candidate: str) -> list[float]:
+def relative_errors(sites: Sites, scale: int, layers: int, candidate: Candidate) -> list[float]:
     """Squared relative output error of a candidate per layer: sums over heads, rows, queries and prompts."""
     return [
         sum(sites[scale, layer]["errors"][candidate]) / max(sum(sites[scale, layer]["norm_seen"]), 1e-30)
@@ -68,7 +69,7 @@ def relative_errors(sites: Sites, scale: int, layers: int, candidate: str) -> li
     ]
 
 
-def kept_share(sites: Sites, scale: int, layers: int, candidate: str) -> float:
+def kept_share(sites: Sites, scale: int, layers: int, candidate: Candidate) -> float:
     """Mean share of keys that a candidate keeps at a scale."""
     found = [sites[scale, layer] for layer in range(layers)]
     return float(sum(site["kept"][candidate][0] for site in found) / sum(site["calls"][0] for site in found))
@@ -77,8 +78,8 @@ def kept_share(sites: Sites, scale: int, layers: int, candidate: str) -> float:
 def fit(
     sites: Sites,
     layers: int,
-    by_scale: dict[int, list[tuple[str, float]]],
-    by_layer: tuple[int, str, dict[tuple[int, ...], float]],
+    by_scale: dict[int, list[tuple[Candidate, float]]],
+    by_layer: tuple[int, Candidate, dict[tuple[int, ...], float]],
 ) -> Sensitivity:
     """Fit the damage model.
 
@@ -144,15 +145,12 @@ def cases(
             if first is not None and scale == decision + 1:
                 budgets = (first,)
             offered.append(budgets)
-            mapped = [
-                (cs4a_key(decision, setting, budget, first), cs4a_key(decision, setting, budget, None))
-                for budget in budgets
-            ]
-            local = [csla_key(number, setting.sinks) for number in range(len(space.ladders))]
+            mapped = [ColumnCandidate(decision, setting, budget, first) for budget in budgets]
+            local = [WindowCandidate(number, setting.sinks) for number in range(len(space.ladders))]
             must_map = first is not None and scale == decision + 1
             about = _Scale(base, scale, sites, costs, sensitivity, max_error)
-            scales.append(about.options(mapped, local, first is not None, must_map))
-        decide = costs.static_plan(decision, first)
+            scales.append(about.options(mapped, local, must_map))
+        decide = costs.decided(decision, first)
         found.append(Case(Tag(decision, setting, first, tuple(offered)), decide, tuple(scales)))
     return found
 
@@ -167,30 +165,34 @@ class _Scale:
     max_error: float | None
 
     def options(
-        self, mapped: Sequence[tuple[str, str]], local: Sequence[str], correction: bool, must_map: bool
+        self, mapped: Sequence[ColumnCandidate], local: Sequence[WindowCandidate], must_map: bool
     ) -> ScaleOptions:
-        """Options of cs4a candidates, each with the one that kept as many keys without correction, and of csla's."""
+        """The options of a case at this scale; shares of keys are measured without correction, which changes none."""
         scale, layers, costs = self.scale, len(self.base.layers), self.costs
         dense = costs.dense[scale]
 
-        def kept(name: str) -> float:
-            return kept_share(self.sites, scale, layers, name)
+        def kept(one: Candidate) -> float:
+            plain = one.uncorrected if isinstance(one, ColumnCandidate) else one
+            return kept_share(self.sites, scale, layers, plain)
+
+        def seconds(one: ColumnCandidate) -> float:
+            return costs.cs4a(scale, kept(one), one.correction is not None) - dense
 
         return ScaleOptions(
             scale,
-            np.array([np.zeros(layers), *(self._errors(name, kept(plain)) for name, plain in mapped)]),
-            np.array([0.0, *(costs.cs4a(scale, kept(plain), correction) - dense for _, plain in mapped)]),
-            np.array([np.zeros(layers), *(self._errors(name, kept(name)) for name in local)]),
-            np.array([0.0, *(costs.csla(scale, kept(name)) - dense for name in local)]),
+            np.array([np.zeros(layers), *(self._errors(one, kept(one)) for one in mapped)]),
+            np.array([0.0, *map(seconds, mapped)]),
+            np.array([np.zeros(layers), *(self._errors(one, kept(one)) for one in local)]),
+            np.array([0.0, *(costs.csla(scale, kept(one)) - dense for one in local)]),
             self.sensitivity.factors[scale],
             self.sensitivity.powers[scale],
             must_map=must_map,
         )
 
-    def _errors(self, name: str, kept: float) -> NDArray[np.float64]:
+    def _errors(self, candidate: Candidate, kept: float) -> NDArray[np.float64]:
         if kept >= NEARLY_ALL:
             return np.full(len(self.base.layers), np.inf)
-        squared = np.array(relative_errors(self.sites, self.scale, len(self.base.layers), name))
+        squared = np.array(relative_errors(self.sites, self.scale, len(self.base.layers), candidate))
         weighted = np.array(self.sensitivity.weights) * squared
         return weighted if self.max_error is None else np.where(squared > self.max_error**2, np.inf, weighted)
 
@@ -209,20 +211,20 @@ def choice_of(space: Space, answer: Answer) -> Choice:
     return Choice(layers, tag.setting, tag.decision, tag.first is not None, budgets, windows, tag.reduction)
 
 
-def names_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], str]:
+def candidates_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], Candidate]:
     """(scale, layer) to the candidate that a plan made of ``choice`` runs there."""
     budgets, windows = dict(choice.budgets), dict(choice.windows)
     first = budgets[min(budgets)] if choice.correction and budgets else None
-    found = {}
+    found: dict[tuple[int, int], Candidate] = {}
     for scale in range(1, plan.scales + 1):
         for layer, policy in enumerate(plan.layers):
             if plan.kind(scale, layer) != "sparse":
                 continue
             if policy == "csla":
-                found[scale, layer] = csla_key(windows[scale], choice.setting.sinks)
+                found[scale, layer] = WindowCandidate(windows[scale], choice.setting.sinks)
             else:
                 assert choice.decision is not None
-                found[scale, layer] = cs4a_key(choice.decision, choice.setting, budgets[scale], first)
+                found[scale, layer] = ColumnCandidate(choice.decision, choice.setting, budgets[scale], first)
     return found
 
 
@@ -239,11 +241,11 @@ def preferred(sites: Sites, base: Plan, screened: Space, keep: int) -> tuple[lis
     curves: dict[tuple[Setting, float | None], list[tuple[float, float]]] = {}
     for setting in screened.settings:
         for budget in screened.budgets:
-            share = kept_share(sites, scale, layers, cs4a_key(decision, setting, budget, None))
+            share = kept_share(sites, scale, layers, ColumnCandidate(decision, setting, budget))
             for first in (None, *screened.firsts):
-                name = cs4a_key(decision, setting, budget, first)
-                if name in sites[scale, 0]["errors"]:
-                    error = sum(relative_errors(sites, scale, layers, name))
+                candidate = ColumnCandidate(decision, setting, budget, first)
+                if candidate in sites[scale, 0]["errors"]:
+                    error = sum(relative_errors(sites, scale, layers, candidate))
                     curves.setdefault((setting, first), []).append((share, error))
     middle = math.log(statistics.median(share for curve in curves.values() for share, _ in curve))
     scores: dict[Setting, float] = {}

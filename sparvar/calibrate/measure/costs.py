@@ -69,8 +69,8 @@ class CostTable:
         grown = self.correction[scale] if correction else 0.0
         return fixed + slope * kept + self.mapping[scale] + grown + self.extra.get(scale, 0.0)
 
-    def static_plan(self, scale: int, first: float | None) -> float:
-        """Seconds that a deciding site takes more than a dense one; ``first`` as in `cs4a_key`."""
+    def decided(self, scale: int, first: float | None) -> float:
+        """Seconds that a deciding site takes more than a dense one; ``first``: `ColumnCandidate.correction`."""
         more = self.decide[scale] - self.dense[scale]
         if first is None:
             return more

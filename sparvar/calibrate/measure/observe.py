@@ -7,14 +7,22 @@ bounded by ``B * H * sum over S of (4 * G_S * T_S + 2 * F * N_S * D)`` bytes per
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparvar import kernels
-from sparvar.calibrate.candidates.space import Choice, Setting, Space, cs4a_key, csla_key, plan_of
+from sparvar.calibrate.candidates.candidate import (
+    Candidate,
+    ColumnCandidate,
+    Setting,
+    WindowCandidate,
+    candidate_text,
+    read_candidate,
+)
+from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.calibrate.measure.pruning import PruningSums
 from sparvar.errors import SparvarError, message
 from sparvar.runtime.context import SiteContext
@@ -25,8 +33,11 @@ from sparvar.scale_plans import Plan
 
 Sums = dict[str, Any]
 """Per site: ``norm`` and ``norm_seen`` [H], ``entropy`` [H] and ``calls``; ``sink`` [scales]; ``near``, see
-`WindowMass`; what `PruningSums` adds; and per candidate ``errors`` [H], ``kept`` (share of keys) and ``recall`` (share
-of softmax mass on the kept columns), all summed over generations."""
+`WindowMass`; what `PruningSums` adds; and of every `Candidate` ``errors`` [H], ``kept`` (share of keys) and ``recall``
+(share of softmax mass on the kept columns), all summed over generations."""
+
+BY_CANDIDATE = ("errors", "kept", "recall")
+"""Those of the sums that are tables from a candidate."""
 
 SIDES = (1, 3, 5, 7, 9)
 """Windows whose mass is measured."""
@@ -85,7 +96,7 @@ class Observer:
                     "the model itself overflows there: calibrate it in float32 or bfloat16, and check its weights",
                 )
             )
-        found = self.sites.setdefault((site.scale, site.layer), {"errors": {}, "kept": {}, "recall": {}})
+        found = self.sites.setdefault((site.scale, site.layer), {name: {} for name in BY_CANDIDATE})
         _add(found, "norm", _energy(out))
         _add(found, "entropy", entropy.double().mean(dim=(0, 2)).tolist())
         _add(found, "calls", [1.0])
@@ -144,7 +155,8 @@ class Observer:
                     context = SiteContext(_shadow(plan), site.layer, site.scale)
                     context.session.columns[site.layer, wanted] = chosen[wanted]
                     columns = mapped_columns(context, view.query.shape[0])
-                    sparse = view.candidate(cs4a_key(decision, setting, budget, None), columns, plan.tile)
+                    candidate = ColumnCandidate(decision, setting, budget)
+                    sparse = view.measure(candidate, columns, plan.tile)
                     for first in self.space.firsts:
                         if site.scale == decision + 1 and first != budget:
                             continue  # the correction is made with the first sparse scale's own budget
@@ -155,13 +167,13 @@ class Observer:
                             delta = upsampled_delta(context, view.query.shape[0])
                             assert delta is not None
                             grown[first] = view.sample.queries(delta) - view.out
-                        name = cs4a_key(decision, setting, budget, first)
-                        _add(view.found["errors"], name, _energy(sparse + grown[first]))
+                        corrected = replace(candidate, correction=first)
+                        _add(view.found["errors"], corrected, _energy(sparse + grown[first]))
 
     def _local(self, site: SiteContext, view: _View) -> None:
         for pair, plan in self._csla.items():
             columns = local_columns(plan, site.scale, view.query.device, self._lists[pair])
-            view.candidate(csla_key(*pair), columns, plan.tile)
+            view.measure(WindowCandidate(*pair), columns, plan.tile)
 
 
 @dataclass(frozen=True)
@@ -177,14 +189,14 @@ class _View:
     mass: Tensor
     found: Sums
 
-    def candidate(self, name: str, columns: Columns, tile: tuple[int, int]) -> Tensor:
+    def measure(self, candidate: Candidate, columns: Columns, tile: tuple[int, int]) -> Tensor:
         """Attend to the columns of a whole grid on the sample, add up what that loses, and return the output."""
         columns = self.sample.columns(columns)
         tiles = kernels.QueryTiles(self.sample.grid, tile)
         sparse = attend_columns(self.query, self.key, self.value, columns, None, self.scale, tiles)
-        _add(self.found["errors"], name, _energy(sparse - self.out))
-        _add(self.found["kept"], name, [float(columns.counts.double().mean()) / self.mass.shape[-1]])
-        _add(self.found["recall"], name, [float(mass_on(columns, self.mass).mean())])
+        _add(self.found["errors"], candidate, _energy(sparse - self.out))
+        _add(self.found["kept"], candidate, [float(columns.counts.double().mean()) / self.mass.shape[-1]])
+        _add(self.found["recall"], candidate, [float(mass_on(columns, self.mass).mean())])
         return sparse
 
 
@@ -275,14 +287,20 @@ def _energy(tensor: Tensor) -> list[float]:
     return found
 
 
-def _add(table: dict[str, Any], name: str, values: list[float]) -> None:
+def _add(table: dict[Any, Any], name: str | Candidate, values: list[float]) -> None:
     have = table.get(name)
     table[name] = values if have is None else [a + b for a, b in zip(have, values, strict=True)]
 
 
 def as_record(sites: dict[tuple[int, int], Sums]) -> dict[str, Sums]:
-    """Sums with JSON keys ``scale/layer``."""
-    return {f"{scale}/{layer}": sums for (scale, layer), sums in sites.items()}
+    """Sums as JSON values: ``scale/layer`` for the site, and texts for candidates."""
+    return {
+        f"{scale}/{layer}": {
+            name: {candidate_text(key): entry for key, entry in values.items()} if name in BY_CANDIDATE else values
+            for name, values in sums.items()
+        }
+        for (scale, layer), sums in sites.items()
+    }
 
 
 def merged(records: list[dict[str, Sums]]) -> dict[tuple[int, int], Sums]:
@@ -291,11 +309,12 @@ def merged(records: list[dict[str, Sums]]) -> dict[tuple[int, int], Sums]:
     for record in records:
         for place, sums in record.items():
             scale, layer = map(int, place.split("/"))
-            into = total.setdefault((scale, layer), {"errors": {}, "kept": {}, "recall": {}})
+            into = total.setdefault((scale, layer), {name: {} for name in BY_CANDIDATE})
             for name, values in sums.items():
-                if isinstance(values, dict):
-                    for candidate, more in values.items():
-                        _add(into.setdefault(name, {}), candidate, more)
-                else:
+                if not isinstance(values, dict):
                     _add(into, name, values)
+                    continue
+                table = into.setdefault(name, {})
+                for key, more in values.items():
+                    _add(table, read_candidate(key) if name in BY_CANDIDATE else key, more)
     return total

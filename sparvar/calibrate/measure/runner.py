@@ -18,7 +18,7 @@ from torch import Tensor
 from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.candidates.space import Choice, Space
 from sparvar.calibrate.fit.difficulty import detail
-from sparvar.calibrate.fit.predict import names_of, relative_errors
+from sparvar.calibrate.fit.predict import candidates_of, relative_errors
 from sparvar.calibrate.journal import Journal
 from sparvar.calibrate.measure.observe import Observer, as_record, merged
 from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
@@ -367,8 +367,8 @@ class Runner:
         sites = merged([record["sites"]])
         layers = len(plan.layers)
         return max(
-            math.sqrt(relative_errors(sites, scale, layers, name)[layer])
-            for (scale, layer), name in names_of(plan, choice).items()
+            math.sqrt(relative_errors(sites, scale, layers, candidate)[layer])
+            for (scale, layer), candidate in candidates_of(plan, choice).items()
         )
 
     def close(self) -> None:

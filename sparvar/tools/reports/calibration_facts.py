@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from sparvar.calibrate import ColumnCandidate, Setting, candidate_text, read_candidate
 from sparvar.scale_plans import Plan
 
 Site = dict[str, Any]
@@ -20,64 +19,22 @@ EQUAL_DB = 99.95
 """Images that are equal count as 100 dB."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A cs4a candidate as its name says: ``cs4a/11/relative+s5w7/0.2/-``.
-
-    Attributes:
-        name: the name itself.
-        group: everything but the budgets; candidates of a group differ in those alone.
-        decision: decision scale.
-        index_map: how columns are mapped.
-        sinks: leading scales that are kept.
-        window: side of the window, 0 for none.
-        budget: share of keys, as text.
-        first: budget that the output correction was made with, as text, or ``-`` without one.
-    """
-
-    name: str
-    group: tuple[int, str, str]
-    decision: int
-    index_map: str
-    sinks: int
-    window: int
-    budget: str
-    first: str
-
-    @property
-    def plain(self) -> str:
-        """The name of the same candidate without correction: kept keys and recall are measured once for both."""
-        return self.name.rpartition("/")[0] + "/-"
-
-
-_NAME = re.compile(r"cs4a/(\d+)/([a-z]+)(\+s(\d+)w(\d+))/([^/]+)/([^/]+)")
-
-
-def candidates(names: Iterable[str]) -> list[Candidate]:
-    """The cs4a candidates among names, in their order."""
+def columns(names: Iterable[str]) -> list[ColumnCandidate]:
+    """The cs4a candidates among names, in their order. Names that other versions wrote otherwise are left out."""
     found = []
     for name in names:
-        match = _NAME.fullmatch(name)
-        if match:
-            decision, index_map, setting, sinks, window, budget, first = match.groups()
-            found.append(
-                Candidate(
-                    name,
-                    (int(decision), index_map, setting),
-                    int(decision),
-                    index_map,
-                    int(sinks),
-                    int(window),
-                    budget,
-                    first,
-                )
-            )
+        try:
+            candidate = read_candidate(name)
+        except ValueError:
+            continue
+        if isinstance(candidate, ColumnCandidate):
+            found.append(candidate)
     return found
 
 
-def first_budget(plan: Plan) -> str:
-    """How candidates name the correction of a plan."""
-    return f"{plan.cs4a[min(plan.cs4a)].budget:g}" if plan.output_correction and plan.cs4a else "-"
+def correction_budget(plan: Plan) -> float | None:
+    """The budget that a plan's output correction is made with; None without a correction."""
+    return plan.cs4a[min(plan.cs4a)].budget if plan.output_correction and plan.cs4a else None
 
 
 def own_candidate(plan: Plan, site: Site) -> str | None:
@@ -92,27 +49,25 @@ def own_candidate(plan: Plan, site: Site) -> str | None:
         near = [name for name in errors if name.startswith("csla/") and name.endswith(ending) and name in site["kept"]]
         best = min(near, key=lambda name: abs(site["kept"][name] - share), default=None)
         return best if best is not None and abs(site["kept"][best] - share) <= SAME_SHARE * share else None
-    wanted = f"{plan.cs4a[scale].budget:g}", first_budget(plan)
-    setting = plan.decision_scale, plan.index_map, plan.sink_scales, plan.cs4a[scale].window
-    for one in candidates(errors):
-        if (one.decision, one.index_map, one.sinks, one.window) == setting and (one.budget, one.first) == wanted:
-            return one.name
-    return None
+    entry = plan.cs4a[scale]
+    setting = Setting(plan.index_map, plan.sink_scales, entry.window)
+    own = ColumnCandidate(plan.decision_scale or 0, setting, entry.budget, correction_budget(plan))
+    return candidate_text(own) if candidate_text(own) in errors else None
 
 
-def nearest_group(plan: Plan, scale: int, names: Iterable[str]) -> list[Candidate]:
-    """The candidates, by budget alone different, that are most like what cs4a layers of the plan run at a scale."""
-    groups: dict[tuple[int, str, str], list[Candidate]] = {}
-    for one in candidates(names):
-        groups.setdefault(one.group, []).append(one)
+def nearest_group(plan: Plan, scale: int, names: Iterable[str]) -> list[ColumnCandidate]:
+    """The candidates, by budgets alone different, that are most like what cs4a layers of the plan run at a scale."""
+    groups: dict[tuple[int, Setting], list[ColumnCandidate]] = {}
+    for one in columns(names):
+        groups.setdefault((one.decision, one.setting), []).append(one)
     if not groups:
         return []
     window = plan.cs4a[scale].window if scale in plan.cs4a else 0
 
-    def unlike(group: tuple[int, str, str]) -> tuple[Any, ...]:
-        one = groups[group][0]
-        other = one.decision != plan.decision_scale, one.index_map != plan.index_map
-        return (*other, one.window != window, one.sinks != plan.sink_scales, -one.decision, group)
+    def unlike(group: tuple[int, Setting]) -> tuple[Any, ...]:
+        decision, setting = group
+        other = decision != plan.decision_scale, setting.index_map != plan.index_map
+        return (*other, setting.window != window, setting.sinks != plan.sink_scales, -decision, group)
 
     return groups[min(groups, key=unlike)]
 

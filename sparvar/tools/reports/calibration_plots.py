@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sparvar.calibrate import candidate_text
 from sparvar.scale_plans import Plan
 from sparvar.tools.reports.calibration_facts import (
     by_scale,
+    correction_budget,
     decibels,
-    first_budget,
     late_scales,
     mean,
     nearest_group,
@@ -190,16 +191,17 @@ def curves(plan: Plan, report: Report) -> Section:
     if not group:
         return Section(title, "No candidate was measured, so there is no curve of error against kept keys.")
     one = group[0]
-    plain = [name.name for name in group if name.first == "-"]
-    wanted = first_budget(plan)
+    plain = [candidate_text(each) for each in group if each.correction is None]
+    wanted = correction_budget(plan)
     corrected = [
-        name
-        for name in nearest_group(plan, scale, sites[0]["relative_error"])
+        each
+        for each in nearest_group(plan, scale, sites[0]["relative_error"])
         # At the scale after the decision the correction is made with that scale's own budget.
-        if name.group == one.group and name.first == (name.budget if scale == one.decision + 1 else wanted)
+        if (each.decision, each.setting) == (one.decision, one.setting)
+        and each.correction == (each.budget if scale == one.decision + 1 else wanted)
     ]
-    lossy = [name.name for name in corrected] if wanted != "-" and corrected else plain
-    base = {name.name: name.plain for name in [*group, *corrected]}
+    lossy = [candidate_text(each) for each in corrected] if wanted is not None and corrected else plain
+    base = {candidate_text(each): candidate_text(each.uncorrected) for each in [*group, *corrected]}
 
     def draw(figure: Any) -> None:
         from matplotlib.ticker import LogLocator, NullLocator
@@ -235,9 +237,8 @@ def curves(plan: Plan, report: Report) -> Section:
             axes.grid()
         layer_bar(figure, panels, bar, len(plan.layers))
 
-    setting = [f"{one.index_map} map"]
-    setting += [f"{plural(one.sinks, 'sink scale')}"] if one.sinks is not None else []
-    setting += [f"window {one.window}"] if one.window else []
+    setting = [f"{one.setting.index_map} map", plural(one.setting.sinks, "sink scale")]
+    setting += [f"window {one.setting.window}"] if one.setting.window else []
     text = (
         f"At {plan.label(scale)}, decided at scale {one.decision}: {', '.join(setting)}"
         f"{', with output correction' if lossy is not plain else ''}."
