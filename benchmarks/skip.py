@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sparvar.calibrate import load_subject
-from sparvar.calibrate.fit.skip import Option, Sample, fit_samples, skip_samples
+from sparvar.calibrate.fit.skip import Option, Sample, SkipOptions, fit_samples, skip_samples
 from sparvar.evaluate.machine import machine
 from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import decide
@@ -35,23 +35,27 @@ FITTED = 6
 TARGETS = (0.80, 0.84, 0.88, 0.92)
 
 
+class Lines:
+    """Progress, a line on stderr for every step."""
+
+    def step(self, text: str) -> None:
+        """A step begins."""
+        print(text, file=sys.stderr, flush=True)
+
+
 def measure(path: Path) -> None:
     """Draw, and write what was found."""
     subject = load_subject("zoo:landscape")
     found = [_from_json(raw) for raw in json.loads(path.read_text())["samples"]] if path.exists() else []
     drawn = {(sample.prompt, sample.seed) for sample in found}
 
-    def note(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     for seed in SEEDS:
         for prompt in PROMPTS:
             if (prompt, seed) in drawn:
                 continue
             rows = CONDITIONAL if len(found) < CONDITIONAL_IMAGES else 0
-            scale, samples = skip_samples(
-                subject, [prompt], [seed], skip=SKIP, conditional=rows, fill="delta", say=note
-            )
+            options = SkipOptions(seeds=(seed,), skip=SKIP, conditional=rows, fill="delta")
+            scale, samples = skip_samples(subject, [prompt], options, Lines())
             found += samples
             record = {
                 "machine": machine(),
@@ -100,7 +104,9 @@ def judge(path: Path) -> None:
         print(f"{sample.prompt:>9} {sample.seed}: edges {edges:.4f}, fine {fine:.4f}, SSIM "
               + ", ".join(f"{sample.ssim['skip', count]:.3f}" for count in (1, 2, 3)))  # fmt: skip
     for target in TARGETS:
-        fit = fit_samples(record["model"], record["scale"], samples[:FITTED], min_ssim=target, fill="delta")
+        fit = fit_samples(
+            record["model"], record["scale"], samples[:FITTED], SkipOptions(min_ssim=target, fill="delta")
+        )
         held = samples[FITTED:]
         chosen: list[tuple[Sample, Option | None]] = []
         for sample in held:

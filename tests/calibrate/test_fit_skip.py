@@ -7,10 +7,11 @@ import torch
 
 import sparvar
 from sparvar.backend import attachment_of
-from sparvar.calibrate.fit.skip import fit_logistic, fit_skip, psnr, ssim
+from sparvar.calibrate.fit.skip import SkipOptions, fit_logistic, fit_skip, psnr, ssim
 from sparvar.errors import OptionError
 from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import Plan
+from tests.calibrate.progress import Lines
 from tests.reductions_reference import Reductions
 from tests.reductions_reference import generate as slow
 from tests.tiny import dense_changes, tiny_model, tiny_plan
@@ -18,9 +19,9 @@ from tests.tiny import dense_changes, tiny_model, tiny_plan
 
 def test_a_fit_and_the_plan_that_it_makes() -> None:
     model = tiny_model()
-    heard: list[str] = []
-    fit = fit_skip(model, ["sea", "mountain"], seeds=(0, 1), skip=2, conditional=1, min_ssim=0.6, say=heard.append)
-    assert len(fit.samples) == 4 and heard[-1] == "image 4 of 4: mountain, seed 1"
+    heard = Lines()
+    fit = fit_skip(model, ["sea", "mountain"], SkipOptions(seeds=(0, 1), skip=2, conditional=1, min_ssim=0.6), heard)
+    assert len(fit.samples) == 4 and heard.steps[-1] == "image 4 of 4: mountain, seed 1"
     assert fit.adapt.scale == 4 and fit.adapt.fingerprint == fingerprint(model)
     assert len(fit.adapt.skip) == 2 and len(fit.adapt.conditional) == 1
     assert attachment_of(model) is None
@@ -79,4 +80,4 @@ def test_metrics_agree_with_torchmetrics() -> None:
 )
 def test_wrong_numbers(changes: dict[str, object], says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        fit_skip(tiny_model(), ["sea"], **changes)  # type: ignore[arg-type]
+        fit_skip(tiny_model(), ["sea"], SkipOptions(**changes))  # type: ignore[arg-type]

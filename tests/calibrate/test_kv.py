@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.measure.kv_statistics import kv_statistics
-from sparvar.calibrate.search.kv_search import calibrate_kv, least_budget
+from sparvar.calibrate.search.kv_search import KVSearch, calibrate_kv, least_budget
 from sparvar.models.subject import Subject
 from sparvar.runtime.kv_compression.key_scores import even_order, observation_queries
 from sparvar.scale_plans import local
@@ -77,9 +77,9 @@ def test_least_budget() -> None:
 def test_calibration_keeps_the_quality_or_says_that_it_cannot() -> None:
     small = subject()
     base = base_plan(small).replace(sink_scales=1)
-    plan, tried = calibrate_kv(small, base, partial(local, base), ["sea"], 5.0, low=4, high=13, steps=1)
+    plan, tried = calibrate_kv(small, base, partial(local, base), ["sea"], 5.0, KVSearch(4, 13, steps=1))
     assert plan is not None and plan.kv is not None and min(tried) == 4
-    best, tried = calibrate_kv(small, base, partial(local, base), ["sea"], 1000.0, low=4, high=13)
+    best, tried = calibrate_kv(small, base, partial(local, base), ["sea"], 1000.0, KVSearch(4, 13))
     assert best is None and list(tried) == [13]
 
 

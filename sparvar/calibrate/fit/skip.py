@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.errors import OptionError, message
 from sparvar.models.fingerprint import fingerprint
 from sparvar.models.subject import Subject, as_subject
+from sparvar.progress import Progress, Silent
 from sparvar.runtime.choices import features
 from sparvar.scale_plans import FEATURES, Adapt, Logistic, Plan
 
@@ -73,88 +75,83 @@ class SkipFit:
         return "\n".join(lines)
 
 
-def fit_skip(
-    model: Any,
-    prompts: Sequence[Any],
-    *,
-    seeds: Sequence[int] = (0, 1, 2, 3),
-    scale: int | None = None,
-    skip: int = 3,
-    conditional: int = 3,
-    min_ssim: float = 0.84,
-    min_psnr: float | None = None,
-    fill: Literal["copy", "delta"] = "copy",
-    say: Callable[[str], None] | None = None,
-) -> SkipFit:
-    """Fit a logistic model per option on images of every prompt and seed: `skip_samples`, then `fit_samples`.
+@dataclass(frozen=True)
+class SkipOptions:
+    """What `fit_skip` draws, and what it counts as good enough.
 
-    Args:
-        model: the model, unattached, or a `Subject` that says how to draw with it.
-        prompts: of the images.
+    Attributes:
         seeds: of every prompt.
         scale: where the decision is; the last that all options leave, if None.
         skip, conditional: most scales to skip, and to run without unconditional rows.
         min_ssim, min_psnr: against the dense image, what counts as good enough; SkipVAR's classifiers were fitted
             at SSIM 0.84 to 0.88.
         fill: what stands for unconditional rows, see `Guidance`.
-        say: hears of progress.
+    """
+
+    seeds: Sequence[int] = (0, 1, 2, 3)
+    scale: int | None = None
+    skip: int = 3
+    conditional: int = 3
+    min_ssim: float = 0.84
+    min_psnr: float | None = None
+    fill: Literal["copy", "delta"] = "copy"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_ssim <= 1:
+            raise OptionError(message("min_ssim", "be above 0 and at most 1", self.min_ssim))
+        if self.skip < 0 or self.conditional < 0 or self.skip + self.conditional == 0:
+            numbers = self.skip, self.conditional
+            raise OptionError(message("skip and conditional", "be 0 or more, and one of them above", numbers))
+
+
+def fit_skip(
+    model: Any, prompts: Sequence[Any], options: SkipOptions | None = None, progress: Progress | None = None
+) -> SkipFit:
+    """Fit a logistic model per option on images of every prompt and seed: `skip_samples`, then `fit_samples`.
+
+    Args:
+        model: the model, unattached, or a `Subject` that says how to draw with it.
+        prompts: of the images.
+        options: see `SkipOptions`.
+        progress: hears of every image.
 
     Raises:
         OptionError: a number is out of range, or the model cannot be run so.
         CaptureError: the model is of no family whose generation can be decoded on the way.
     """
-    if not 0 < min_ssim <= 1:
-        raise OptionError(message("min_ssim", "be above 0 and at most 1", min_ssim))
+    options = options or SkipOptions()
     subject = model if isinstance(model, Subject) else as_subject(model, type(model).__name__)
-    at, samples = skip_samples(
-        subject, prompts, seeds, scale=scale, skip=skip, conditional=conditional, fill=fill, say=say
-    )
-    return fit_samples(fingerprint(subject.model), at, samples, min_ssim=min_ssim, min_psnr=min_psnr, fill=fill)
+    at, samples = skip_samples(subject, prompts, options, progress)
+    return fit_samples(fingerprint(subject.model), at, samples, options)
 
 
 def skip_samples(
-    subject: Subject,
-    prompts: Sequence[Any],
-    seeds: Sequence[int],
-    *,
-    scale: int | None = None,
-    skip: int = 3,
-    conditional: int = 3,
-    fill: Literal["copy", "delta"] = "copy",
-    say: Callable[[str], None] | None = None,
+    subject: Subject, prompts: Sequence[Any], options: SkipOptions, progress: Progress | None = None
 ) -> tuple[int, list[Sample]]:
     """The scale of the decision, and what leaving out does to images of every prompt and seed; see `fit_skip`.
 
     Each image is generated densely once, which also gives what skipping scales would (decoded on the way), and once
     per number of last scales without unconditional rows.
     """
-    base = base_plan(subject)
-    scale = _check(base, scale, skip, conditional, prompts, seeds)
-    samples: list[Sample] = []
-    total = len(prompts) * len(seeds)
-    for prompt in prompts:
-        for seed in seeds:
-            if say is not None:
-                say(f"image {len(samples) + 1} of {total}: {prompt}, seed {seed}")
-            samples.append(_sample(subject, base, prompt, seed, scale, skip, conditional, fill))
+    base, progress = base_plan(subject), progress or Silent()
+    if not prompts or not options.seeds:
+        raise OptionError(message("prompts and seeds", "give at least one image", "none"))
+    scale = _decision_scale(base, options)
+    pairs = list(itertools.product(prompts, options.seeds))
+    samples = []
+    for number, (prompt, seed) in enumerate(pairs, start=1):
+        progress.step(f"image {number} of {len(pairs)}: {prompt}, seed {seed}")
+        samples.append(_sample(subject, base, prompt, seed, scale, options))
     return scale, samples
 
 
-def fit_samples(
-    mark: str,
-    scale: int,
-    samples: Sequence[Sample],
-    *,
-    min_ssim: float = 0.84,
-    min_psnr: float | None = None,
-    fill: Literal["copy", "delta"] = "copy",
-) -> SkipFit:
-    """Fit a logistic model per option on what `skip_samples` measured; ``mark`` is the model's fingerprint."""
-    options = list(samples[0].ssim)
+def fit_samples(fingerprint: str, scale: int, samples: Sequence[Sample], options: SkipOptions) -> SkipFit:
+    """Fit a logistic model per option on what `skip_samples` measured of the model with this fingerprint."""
+    least_ssim, least_psnr = options.min_ssim, options.min_psnr
     accepted, right, models = {}, {}, {}
-    for option in options:
+    for option in samples[0].ssim:
         good = [
-            sample.ssim[option] >= min_ssim and (min_psnr is None or sample.psnr[option] >= min_psnr)
+            sample.ssim[option] >= least_ssim and (least_psnr is None or sample.psnr[option] >= least_psnr)
             for sample in samples
         ]
         models[option] = found = fit_logistic([sample.features for sample in samples], good)
@@ -163,11 +160,11 @@ def fit_samples(
             (found.probability(sample.features) >= 0.5) == each for sample, each in zip(samples, good, strict=True)
         )
     adapt = Adapt(
-        fingerprint=mark,
+        fingerprint=fingerprint,
         scale=scale,
-        skip=tuple(models[option] for option in options if option[0] == "skip"),
-        conditional=tuple(models[option] for option in options if option[0] == "conditional"),
-        fill=fill,
+        skip=tuple(found for option, found in models.items() if option[0] == "skip"),
+        conditional=tuple(found for option, found in models.items() if option[0] == "conditional"),
+        fill=options.fill,
     )
     return SkipFit(adapt, tuple(samples), accepted, right)
 
@@ -203,30 +200,23 @@ def fit_logistic(images: Sequence[Sequence[float]], good: Sequence[bool]) -> Log
     return Logistic(bias=float(bias), weights=tuple(float(weight) for weight in weights))
 
 
-def _check(
-    base: Plan, scale: int | None, skip: int, conditional: int, prompts: Sequence[Any], seeds: Sequence[int]
-) -> int:
-    if not prompts or not seeds:
-        raise OptionError(message("prompts and seeds", "give at least one image", "none"))
-    if skip < 0 or conditional < 0 or skip + conditional == 0:
-        raise OptionError(message("skip and conditional", "be 0 or more, and one of them above", (skip, conditional)))
-    most = base.scales - max(skip, conditional)
-    found = most if scale is None else scale
+def _decision_scale(base: Plan, options: SkipOptions) -> int:
+    left = max(options.skip, options.conditional)
+    most = base.scales - left
+    found = most if options.scale is None else options.scale
     if not 2 <= found <= most:
-        must = f"be a scale from 2 to {most}, before all {max(skip, conditional)} that may be left out"
+        must = f"be a scale from 2 to {most}, before all {left} that may be left out"
         raise OptionError(message("scale", must, found, "decide earlier, or on fewer scales"))
     return found
 
 
-def _sample(
-    subject: Subject, base: Plan, prompt: Any, seed: int, scale: int, skip: int, conditional: int, fill: str
-) -> Sample:
+def _sample(subject: Subject, base: Plan, prompt: Any, seed: int, scale: int, options: SkipOptions) -> Sample:
     last = base.scales
-    wanted = {scale - 1, scale, last, *(last - count for count in range(1, skip + 1))}
+    wanted = {scale - 1, scale, last, *(last - count for count in range(1, options.skip + 1))}
     dense, seconds = _images(subject, base, prompt, seed, wanted)
-    others: dict[Option, Tensor] = {("skip", count): dense[last - count] for count in range(1, skip + 1)}
-    for count in range(1, conditional + 1):
-        plan = base.replace(guidance={"conditional_from": last - count + 1, "fill": fill})
+    others: dict[Option, Tensor] = {("skip", count): dense[last - count] for count in range(1, options.skip + 1)}
+    for count in range(1, options.conditional + 1):
+        plan = base.replace(guidance={"conditional_from": last - count + 1, "fill": options.fill})
         others["conditional", count] = _images(subject, plan, prompt, seed, {last})[0][last]
     found = features(dense[scale - 1], dense[scale])
     return Sample(
@@ -301,6 +291,3 @@ def ssim(image: Tensor, reference: Tensor) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-__all__ = ["Sample", "SkipFit", "fit_logistic", "fit_samples", "fit_skip", "psnr", "skip_samples", "ssim"]

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.models.subject import Subject
-from sparvar.runtime.attaching import attachment_of, detach
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.kv_compression.key_scores import observation_queries, weights_of
 from sparvar.scale_plans import Plan
@@ -78,8 +78,6 @@ def kv_statistics(
 
     ``plan`` is all dense and names the layers that are looked at, every attention of the model where it is None.
     """
-    from sparvar.backend import compile
-
     plan = base_plan(subject) if plan is None else plan
     statistics = KVStatistics(plan)
     compile(subject.model, plan, inner=inner)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sparvar.backend import compile, detach
 from sparvar.errors import OptionError, message
 from sparvar.models.subject import Subject
-from sparvar.runtime.attaching import detach
 from sparvar.scale_plans import KVCompression, Plan
 
 
@@ -32,45 +33,57 @@ def least_budget(measure: Callable[[int], float], low: int, high: int, min_psnr:
     return high
 
 
+@dataclass(frozen=True)
+class KVSearch:
+    """Where and how `calibrate_kv` looks.
+
+    Attributes:
+        low, high: budgets (keys per head and layer) to look between.
+        steps: budgets that are tried after these two.
+        seed: of the first prompt's image; the others take those that follow.
+        inner: compiler of the plans' graphs.
+    """
+
+    low: int
+    high: int
+    steps: int = 3
+    seed: int = 0
+    inner: str = "eager"
+
+
 def calibrate_kv(
     subject: Subject,
     base: Plan,
-    make: Callable[[int], KVCompression],
+    compression: Callable[[int], KVCompression],
     prompts: Sequence[Any],
     min_psnr: float,
-    *,
-    low: int,
-    high: int,
-    seed: int = 0,
-    steps: int = 3,
-    inner: str = "eager",
+    search: KVSearch,
 ) -> tuple[Plan | None, dict[int, float]]:
     """``base`` with the smallest cache whose images stay within ``min_psnr`` dB, and the mean PSNR of every budget.
 
     Args:
         subject: unattached.
         base: what else is left out; references are images of the model's own code.
-        make: budget (keys per head and layer) to a compression, e.g. ``partial(local, base)``.
-        prompts: one image each, with seeds from ``seed`` on.
-        low, high: budgets to look between.
+        compression: of a budget (keys per head and layer), e.g. ``partial(local, base)``.
+        prompts: one image each.
+        min_psnr: mean over the images, dB.
+        search: the budgets that are tried.
 
     Returns:
-        None for the plan where even ``high`` keys lose more.
+        None for the plan where even ``search.high`` keys lose more.
 
     Raises:
         OptionError: there is no prompt.
     """
-    from sparvar.backend import compile
-
     if not prompts:
         raise OptionError(message("prompts", "name at least one image", "none"))
-    numbered = list(enumerate(prompts, start=seed))
+    numbered = list(enumerate(prompts, start=search.seed))
     references = [subject.draw(subject.model, prompt, number) for number, prompt in numbered]
     tried: dict[int, float] = {}
 
     def measure(budget: int) -> float:
         if budget not in tried:
-            compile(subject.model, base.replace(kv=make(budget)), inner=inner)
+            compile(subject.model, base.replace(kv=compression(budget)), inner=search.inner)
             try:
                 images = [subject.draw(subject.model, prompt, number) for number, prompt in numbered]
             finally:
@@ -80,8 +93,5 @@ def calibrate_kv(
             tried[budget] = statistics.fmean(float(-10 * torch.log10(error)) for error in errors)
         return tried[budget]
 
-    found = least_budget(measure, low, high, min_psnr, steps)
-    return (None if found is None else base.replace(kv=make(found))), tried
-
-
-__all__ = ["calibrate_kv", "least_budget"]
+    found = least_budget(measure, search.low, search.high, min_psnr, search.steps)
+    return (None if found is None else base.replace(kv=compression(found))), tried
