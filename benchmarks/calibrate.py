@@ -6,13 +6,12 @@ setting and the shipped plan on the same images (``memory``: memory alone, where
 ``python benchmarks/calibrate.py runs --work W`` repeats the search and its confirmation on other images: every run
 draws its check and held-out images, seeds and classes, from one pool without putting any back, so that they are
 disjoint, and finds its own plan. ``python benchmarks/calibrate.py compare`` sets plans side by side on new images, and
-``python benchmarks/calibrate.py foretold W...`` asks journals, of ``runs`` or of ``journal``, how well some images tell
-of others. All write into one result file.
+``python benchmarks/calibrate.py predicted W...`` asks journals, of ``runs`` or of ``journal``, how well some images
+tell of others. All write into one result file. Results committed before say ``easier_db`` for ``detail_gain_db``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -32,15 +31,17 @@ from safetensors.torch import load_file
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 import sparvar
-from sparvar.calibrate import Budget, load_subject
-from sparvar.calibrate import api as calibration
+from sparvar.calibrate import Budget, CalibrationOptions, load_subject, start_calibration
 from sparvar.calibrate.budget import MOST_IMAGES
 from sparvar.calibrate.candidates.base_plan import base_plan
-from sparvar.calibrate.fit.difficulty import detail, easier
+from sparvar.calibrate.fit.difficulty import detail_gain, log_detail
 from sparvar.calibrate.journal import Journal
-from sparvar.calibrate.measure.runner import Measured, Runner, together
+from sparvar.calibrate.measure.attached_model import AttachedModel
+from sparvar.calibrate.measure.images import Images
+from sparvar.calibrate.measure.measured import Measured, aggregate
+from sparvar.calibrate.measure.runner import Runner
+from sparvar.calibrate.pipeline import Pipeline
 from sparvar.calibrate.search.loop import Loop
-from sparvar.calibrate.search.trials import Held
 from sparvar.evaluate.machine import machine
 from sparvar.scale_plans import Plan, load_plan, write_whole
 from sparvar.tools.commands.calibrate import EFFORTS, Search
@@ -148,82 +149,74 @@ def command(
     )
 
 
+class Lines:
+    """Progress, a line with the time for every step."""
+
+    def step(self, text: str) -> None:
+        """A step begins."""
+        print(time.strftime("%T"), text, flush=True)
+
+
 class PoolRunner(Runner):
     """Check and held-out images are entries of a pool, in an order that `order` gives."""
 
     order: Sequence[int] = ()
 
+    def numbers(self, stage: str, count: int, begin: int) -> Sequence[int]:
+        """Entries of the pool: check images from its begin on, held-out ones after a third of it."""
+        first = begin if stage == "check" else begin + len(self.order) // 3
+        return self.order[first : first + count]
+
     def details(self, stage: str, count: int, begin: int = 0) -> list[float]:
         """As the runner's, but for images of the pool."""
-        first = begin if stage == "check" else begin + len(self.order) // 3
-        return [detail(self.dense("check", number)) for number in self.order[first : first + count]]
+        return [log_detail(self.images.dense("check", number)) for number in self.numbers(stage, count, begin)]
 
     def measure(self, plan: Plan, stage: str, count: int, begin: int = 0, inner: str = "") -> Measured:
         """As the runner's, but for images of the pool."""
         if stage not in ("check", "held"):
             return super().measure(plan, stage, count, begin, inner)
-        first = begin if stage == "check" else begin + len(self.order) // 3
-        numbers = self.order[first : first + count]
+        numbers = self.numbers(stage, count, begin)
         if len(numbers) < count:
             raise SystemExit("the pool is too small: give --pool more")
         for number in numbers:
-            self.dense("check", number)
-        return together([self.one(plan, "check", number, inner, warm=False) for number in numbers])
+            self.images.dense("check", number)
+        return aggregate([self.record(plan, "check", number, inner, warm_up=False) for number in numbers])
 
 
-class Steps(calibration._Steps):
-    """Everything up to the solver's problem once, the loop many times."""
-
-    runs = 20
-    pool = 40
-    found: list[dict[str, Any]]
-
-    def run(self, begun: float) -> calibration.Calibration:
-        """Repeat search and confirmation."""
-        self._screen()
-        sites, rows = self._observe()
-        sensitivity = self._sensitivity(sites)
-        table, _ = self._costs(sites, rows)
-        problem = calibration._Problem(
-            self.base, self.space, sites, table, sensitivity, self._reductions(), compression=None, dense=None
+def searches(pipeline: Pipeline, count: int, pool: int) -> list[dict[str, Any]]:
+    """Everything up to the solver's problem once, the loop many times, each on images in another order."""
+    effort = pipeline.effort
+    problem = pipeline.prepare()
+    runner = PoolRunner(pipeline.runner.images, pipeline.runner.base, pipeline.runner.progress)
+    runner.images.prompts = list(CLASSES)
+    each = []
+    for number in range(count):
+        order = list(range(pool))
+        random.Random(number).shuffle(order)
+        runner.order = order
+        found = Loop(runner, problem, pipeline.budget, effort).run()
+        held, chosen = found.held, found.chosen
+        # Images that neither the search nor the confirmation has used.
+        first = pool // 3
+        used = {*order[: effort.checks], *order[first : first + effort.held_out * held.attempts]}
+        runner.order = [entry for entry in order if entry not in used]
+        fresh = runner.measure(chosen.plan, "check", min(len(runner.order), MOST_IMAGES))
+        each.append(
+            {
+                "digest": chosen.plan.digest,
+                "rounds": len(found.trials),
+                "attempts": held.attempts,
+                "predicted": held.predicted(),
+                "solved_seconds": chosen.seconds,
+                "held_out_db": held.measured.mean_psnr,
+                "held_out_seconds": held.measured.median_seconds,
+                "fresh_db": fresh.mean_psnr,
+                "gain": chosen.gain,
+            }
         )
-        assert isinstance(self.runner, PoolRunner)
-        self.found = []
-        for number in range(self.runs):
-            order = list(range(self.pool))
-            random.Random(number).shuffle(order)
-            self.runner.order = order
-            self.runner.prompts = list(CLASSES)
-            loop = Loop(
-                self.runner, self.base, self.space, problem, self.budget, self.effort, table.dense_seconds, self.say
-            )
-            held: Held = loop.confirm(loop.search())
-            # Images that neither the search nor the confirmation has used.
-            used = set(order[: self.effort.checks])
-            first = self.pool // 3
-            used |= set(order[first : first + self.effort.held_out * held.attempts])
-            rest = [each for each in order if each not in used]
-            self.runner.order = rest
-            fresh = self.runner.measure(loop.chosen.plan, "check", min(len(rest), MOST_IMAGES))
-            self.found.append(
-                {
-                    "digest": loop.chosen.plan.digest,
-                    "rounds": len(loop.trials),
-                    "attempts": held.attempts,
-                    "predicted": held.foretold(),
-                    "solved_seconds": loop.chosen.seconds,
-                    "held_out_db": held.measured.mean_psnr,
-                    "held_out_seconds": held.measured.median_seconds,
-                    "fresh_db": fresh.mean_psnr,
-                    "gain": loop.chosen.gain,
-                }
-            )
-            self.say(f"run {number + 1}: {held.measured.mean_psnr:.2f} dB held out, {fresh.mean_psnr:.2f} dB fresh")
-        raise Finished
-
-
-class Finished(Exception):
-    """All runs are done."""
+        values = f"{held.measured.mean_psnr:.2f} dB held out, {fresh.mean_psnr:.2f} dB fresh"
+        runner.progress.step(f"run {number + 1}: {values}")
+    return each
 
 
 @app.command()
@@ -276,7 +269,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 @app.command()
-def foretold(
+def predicted(
     works: Annotated[list[Path], typer.Argument(help="Journals (PLAN.work) of calibrations.")],
     images: Annotated[int, typer.Option(help="That check a plan, and as many held out.")] = 8,
     draws: int = 2000,
@@ -297,7 +290,7 @@ def foretold(
             if stage in ("check", "held") and number.isdigit():
                 psnr.setdefault(digest, {})[f"{stage}-{number}"] = -10 * math.log10(entry["value"]["mse"])
         details = {
-            image: detail(load_file(work / f"{image}.safetensors")["image"])
+            image: log_detail(load_file(work / f"{image}.safetensors")["image"])
             for image in sorted({image for values in psnr.values() for image in values})
         }
         plans += [
@@ -312,10 +305,10 @@ def foretold(
             order = chance.sample(range(len(values)), 2 * images)
             check, rest = order[:images], order[images:]
             mean = statistics.mean(values[at] for at in check)
-            more = easier([known[at] for at in check], [values[at] for at in check], [known[at] for at in rest])
+            gain = detail_gain([known[at] for at in check], [values[at] for at in check], [known[at] for at in rest])
             wanted = statistics.mean(values[at] for at in rest)
             errors["mean"].append(mean - wanted)
-            errors["mean_and_detail"].append(mean + more - wanted)
+            errors["mean_and_detail"].append(mean + gain - wanted)
     found = {
         name: {
             "standard_deviation_db": statistics.pstdev(values),
@@ -326,13 +319,14 @@ def foretold(
     correlations = [statistics.correlation(*plan) for plan in plans]
     print(json.dumps(found, indent=1))
     part = {"plans": len(plans), "images": images, "draws": draws, "correlation": spread(correlations), **found}
+    # The name of the part under which the committed results have it.
     add(out, f"foretold_{images}{name and '_' + name}", part)
 
 
 @app.command()
 def journal(
     plans: Annotated[list[str], typer.Argument(help="Plan files or names.")],
-    work: Annotated[Path, typer.Option(help="Journal for `foretold`; a stopped benchmark goes on with it.")],
+    work: Annotated[Path, typer.Option(help="Journal for `predicted`; a stopped benchmark goes on with it.")],
     images: int = 32,
     seed: int = 1,
 ) -> None:
@@ -340,13 +334,14 @@ def journal(
     subject = load_subject("zoo:landscape")
     base, labels = base_plan(subject), list(CLASSES)
     with Journal(work, {"seed": seed}, resume=True) as kept:
-        runner = Runner(subject, base, labels, labels, kept, seed, "eager", None, print)
+        images_of = Images(subject, labels, AttachedModel(subject.model, "eager"), kept, seed)
+        runner = Runner(images_of, base, Lines())
         try:
             for plan in map(load_plan, plans):
                 found = runner.measure(plan, "check", images)
                 print(f"{plan.digest}: {found.mean_psnr:.2f} dB, {found.median_seconds:.2f} s", flush=True)
         finally:
-            runner.close()
+            runner.model.detach()
 
 
 @app.command()
@@ -359,29 +354,10 @@ def runs(
     out: Path = OUT,
 ) -> None:
     """The search and its confirmation on many draws of images."""
-    kept: list[Steps] = []
-
-    class Counted(Steps):
-        runs = count
-
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.pool = pool
-            kept.append(self)
-
-    calibration._Steps, calibration.Runner = Counted, PoolRunner  # type: ignore[misc,attr-defined]
-    budget = Budget(min_psnr=min_psnr)
-    with contextlib.suppress(Finished):
-        calibration.calibrate(
-            load_subject("zoo:landscape"),
-            list(CLASSES),
-            budget,
-            work,
-            effort=EFFORTS[effort],
-            resume=True,
-            say=lambda text: print(time.strftime("%T"), text, flush=True),
-        )
-    found = kept[0].found
+    options = CalibrationOptions(effort=EFFORTS[effort], resume=True)
+    subject, budget = load_subject("zoo:landscape"), Budget(min_psnr=min_psnr)
+    with start_calibration(subject, list(CLASSES), budget, work, options, Lines()) as pipeline:
+        found = searches(pipeline, count, pool)
     rates = {name: sum(run[name] >= min_psnr for run in found) / len(found) for name in ("held_out_db", "fresh_db")}
     seconds = [run["predicted"]["seconds"] / run["held_out_seconds"] for run in found]
     off = [run["predicted"]["psnr_db"] - run["held_out_db"] for run in found]
@@ -391,7 +367,7 @@ def runs(
         {
             "min_psnr": min_psnr,
             "pool": pool,
-            "effort": dataclasses.asdict(kept[0].effort),
+            "effort": dataclasses.asdict(pipeline.effort),
             "met": rates,
             "plans": len({run["digest"] for run in found}),
             "predicted_over_measured_seconds": spread(seconds),

@@ -47,6 +47,11 @@ class Budget:
                 remedy = "sparse attention changes every image" if name == "min_ssim" else "2 % is 0.02"
                 raise OptionError(message(option, "be below 1", value, remedy))
 
+    @property
+    def bounds_images(self) -> bool:
+        """Whether images are compared: a budget of PSNR or SSIM."""
+        return self.min_psnr is not None or self.min_ssim is not None
+
 
 LEAST_IMAGES, MOST_IMAGES = 3, 8
 TEN_MINUTES = 600.0
@@ -95,6 +100,3 @@ class Effort:
     def with_images(self, images: int) -> Effort:
         """The same with so many images that check, and as many held out."""
         return dataclasses.replace(self, checks=images, held_out=images)
-
-
-__all__ = ["Budget", "Effort"]

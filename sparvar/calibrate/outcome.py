@@ -7,7 +7,6 @@ import dataclasses
 import torch
 
 from sparvar.calibrate.budget import Budget
-from sparvar.calibrate.measure.runner import Runner
 from sparvar.calibrate.search.trials import Held, Trial
 from sparvar.kernels import Gpu
 from sparvar.scale_plans import Plan, Provenance, Thresholds, default_for, find_plan
@@ -24,11 +23,11 @@ def comparison_plans(base: Plan, shipped: bool = True) -> dict[str, Plan]:
 
 
 def finished_plan(
-    chosen: Trial, held: Held, thresholds: Thresholds, budget: Budget, gpu: Gpu | None, runner: Runner
+    chosen: Trial, held: Held, thresholds: Thresholds, budget: Budget, gpu: Gpu | None, device: torch.device
 ) -> Plan:
     """The chosen plan with what was measured of it, and where."""
     measured = held.measured
-    figures = {"psnr_db": round(measured.mean_psnr, 3), "predicted_psnr_db": round(held.expected, 3)}
+    figures = {"psnr_db": round(measured.mean_psnr, 3), "predicted_psnr_db": round(held.psnr_db, 3)}
     if measured.mean_ssim is not None:
         figures["ssim"] = round(measured.mean_ssim, 4)
     if held.error is not None:
@@ -50,10 +49,7 @@ def finished_plan(
             calibrated=True,
             tool=f"sparvar {__version__} calibrate",
             torch=torch.__version__,
-            device=str(next(runner.subject.model.parameters()).device),
+            device=str(device),
             note=note,
         ),
     )
-
-
-__all__ = ["comparison_plans", "finished_plan"]

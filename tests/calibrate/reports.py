@@ -206,9 +206,9 @@ def _pruning(plan: Plan) -> dict[str, Any]:
         "beta": BETA,
         "tau": TAU,
         "start": depth[TAU],
-        "alpha": {"alpha_min": 0.1, "alpha_max": 0.4, "pruned_share": 0.2, "damage": 4e-4, "min_keep": 0.1},
+        "alpha": {"alpha_min": 0.1, "alpha_max": 0.4, "pruned_share": 0.2, "image_mse": 4e-4, "min_keep": 0.1},
         "alpha_curve": [
-            {"alpha_max": alpha, "pruned_share": 0.45 * alpha, "damage": 2e-5 * math.exp(7 * alpha)}
+            {"alpha_max": alpha, "pruned_share": 0.45 * alpha, "image_mse": 2e-5 * math.exp(7 * alpha)}
             for alpha in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
         ],
         "notes": ["two layers were ambiguous and are kept"],

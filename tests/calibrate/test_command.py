@@ -98,8 +98,8 @@ def test_tokens_and_rows_are_left_out_where_the_budget_allows(folder: Path) -> N
     assert plan.guidance is not None and plan.pruning is not None
     assert found["held_out"]["psnr_db_mean"] >= 8
     # What was expected of the held-out images: what the checks had, and what their own detail makes of it.
-    expected = found["checked"]["psnr_db_mean"] + found["predicted"]["easier_db"]
-    assert found["predicted"]["psnr_db"] == pytest.approx(expected) and found["predicted"]["easier_db"] != 0
+    expected = found["checked"]["psnr_db_mean"] + found["predicted"]["detail_gain_db"]
+    assert found["predicted"]["psnr_db"] == pytest.approx(expected) and found["predicted"]["detail_gain_db"] != 0
     assert found["predicted"]["seconds"] == found["checked"]["seconds_median"]
     (folder / "plan.json").write_bytes((folder / "first.json").read_bytes())
 

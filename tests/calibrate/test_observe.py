@@ -93,7 +93,7 @@ def test_window_mass_is_what_lies_in_the_windows() -> None:
     base = base_of((8, 8), prefix=2)
     found: dict[str, dict[str, list[float]]] = {}
     sums = torch.rand(1, 2, 8, base.keys(5), generator=torch.Generator().manual_seed(0))
-    WindowMass(base).see(5, sums, found)
+    WindowMass(base).add(5, sums, found)
     shares = {place: values[0] for place, values in found["near"].items()}
     # Windows as wide as can be hold the whole of scales 1 and 2, 1x1 and 2x3.
     start, end = base.offset(1), base.offset(3)

@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
+from sparvar.calibrate.fit.predict import Sensitivity
+from sparvar.calibrate.fit.thresholds import ALPHAS, choose_thresholds, importance
 from sparvar.calibrate.measure.prunable import classify, map_ratio, otsu, reachable, score_curve
-from sparvar.calibrate.measure.pruning import (
-    ALPHAS,
-    SHARES,
-    PruningSums,
-    choose_thresholds,
-    importance,
-    representative_scale,
-)
+from sparvar.calibrate.measure.pruning import SHARES, PruningSums, representative_scale
 from sparvar.errors import SparvarError
 from sparvar.kernels import attention_stats
 from sparvar.runtime.context import SiteContext
@@ -81,7 +76,7 @@ def test_sums_equal_float64_by_hand() -> None:
         for scale in range(2, 6):
             for layer in range(2):
                 out, entropy = site(base.tokens(scale))
-                sums.see(scale, layer, out, entropy, found.setdefault((scale, layer), {}))
+                sums.add(scale, layer, out, entropy, found.setdefault((scale, layer), {}))
                 want = expected.setdefault((scale, layer), {"rho": 0.0, "map": 0.0, "prune": {}})
                 tokens = entropy.double().mean(1)
                 want["rho"] += float((tokens < tokens.mean(1, keepdim=True)).double().mean())
@@ -112,7 +107,7 @@ def test_a_generation_that_was_given_up_leaves_nothing() -> None:
     sums = PruningSums(base, 3)
     for scale in (2, 3, 4, 2):
         found: dict[str, Any] = {}
-        sums.see(scale, 0, *site(base.tokens(scale)), found)
+        sums.add(scale, 0, *site(base.tokens(scale)), found)
     assert "prune" not in found
 
 
@@ -120,14 +115,14 @@ def test_rows_may_fall_but_not_rise() -> None:
     base = plan_of(GRIDS)
     sums = PruningSums(base, 3)
     first, _ = site(6)
-    sums.see(2, 0, first, torch.rand(2, 3, 6), {})
+    sums.add(2, 0, first, torch.rand(2, 3, 6), {})
     out, entropy = site(15, rows=1)
     found: dict[str, Any] = {}
-    sums.see(3, 0, out, entropy, found)
+    sums.add(3, 0, out, entropy, found)
     expected = by_hand(first[:1], (2, 3), out, (3, 5), entropy)
     assert {share: values[0] for share, values in found["prune"].items()} == pytest.approx(expected, rel=1e-5)
     with pytest.raises(SparvarError, match="layer 0 at scale 4: must have at most the 1 rows of scale 3, got 2"):
-        sums.see(4, 0, *site(28), {})
+        sums.add(4, 0, *site(28), {})
 
 
 def test_representative_scale() -> None:
@@ -245,7 +240,7 @@ def sites_of(
 BASE = plan_of([(1, 1), (3, 4), (5, 6), (7, 8), (10, 9), (12, 12)], 4)
 RATIOS = [11.0, 401.0, 15.0, 421.0]
 RHO = [0.3, 0.35, 0.33, 0.41, 0.45]
-WEIGHTS, FACTORS, POWERS = [1.0, 2.0, 0.5, 1.0], {4: 2e-3, 6: 5e-3}, {4: 0.5, 6: 0.8}
+SENSITIVITY = Sensitivity((1.0, 2.0, 0.5, 1.0), {4: 2e-3, 6: 5e-3}, {4: 0.5, 6: 0.8})
 
 
 def exhausted(sites: Any, base: Plan, scores: list[float], starts: list[int], limit: float) -> tuple[int, int]:
@@ -256,7 +251,7 @@ def exhausted(sites: Any, base: Plan, scores: list[float], starts: list[int], li
             for high in ALPHAS:
                 if high < low:
                     continue
-                pruned, damage = 0, 0.0
+                pruned, image_mse = 0, 0.0
                 for scale in range(start, base.scales + 1):
                     height, width = base.schedule[scale - 1]
                     tokens, law = height * width, 6 if scale >= 5 else 4
@@ -271,19 +266,19 @@ def exhausted(sites: Any, base: Plan, scores: list[float], starts: list[int], li
                             if x0 <= gone / tokens <= x1:
                                 value = y0 + (y1 - y0) * (gone / tokens - x0) / (x1 - x0)
                         pruned += gone
-                        error += WEIGHTS[layer] * value
-                    damage += FACTORS[law] * error ** POWERS[law]
-                if damage <= limit and pruned:
+                        error += SENSITIVITY.weights[layer] * value
+                    image_mse += SENSITIVITY.factors[law] * error ** SENSITIVITY.powers[law]
+                if image_mse <= limit and pruned:
                     best, allowed = max(best, pruned), allowed + 1
     return best, allowed
 
 
 @settings(max_examples=15)
 @given(st.integers(0, 2**31), st.sampled_from([1e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.0]))
-def test_the_choice_is_the_most_that_the_damage_allows(seed: int, limit: float) -> None:
+def test_the_choice_is_the_most_that_the_image_error_allows(seed: int, limit: float) -> None:
     torch.manual_seed(seed)
     sites = sites_of(BASE, RATIOS, RHO)
-    chosen, report = choose_thresholds(sites, BASE, WEIGHTS, FACTORS, POWERS, limit)
+    chosen, report = choose_thresholds(sites, BASE, SENSITIVITY, limit)
     most, allowed = exhausted(sites, BASE, report["scores"], [3, 5, 6], limit)
     tokens = [BASE.tokens(scale) for scale in range(1, BASE.scales + 1)]
     if not allowed:
@@ -291,7 +286,7 @@ def test_the_choice_is_the_most_that_the_damage_allows(seed: int, limit: float) 
         assert report["alpha"] is None
         assert "the least pruning is predicted to cost" in report["notes"][-1]
         return
-    assert report["alpha"]["damage"] <= limit
+    assert report["alpha"]["image_mse"] <= limit
     assert chosen.start in (3, 5, 6)
     assert chosen.tau is not None and start_scale(dict(enumerate(RHO, start=2)), chosen.tau) == chosen.start
     gone = sum(
@@ -306,7 +301,7 @@ def test_the_choice_is_the_most_that_the_damage_allows(seed: int, limit: float) 
 
 def test_the_report() -> None:
     sites = sites_of(BASE, RATIOS, RHO)
-    chosen, report = choose_thresholds(sites, BASE, WEIGHTS, FACTORS, POWERS, 1.0)
+    chosen, report = choose_thresholds(sites, BASE, SENSITIVITY, 1.0)
     assert report["classes"] == ["detail", "global", "detail", "global"]
     assert report["ratio"] == pytest.approx(RATIOS)
     assert report["rho"] == pytest.approx(dict(zip("23456", RHO, strict=True)))
@@ -318,7 +313,7 @@ def test_the_report() -> None:
     shares = [point["pruned_share"] for point in report["alpha_curve"]]
     assert shares == sorted(shares)
     assert [point["alpha_max"] for point in report["alpha_curve"]] == list(ALPHAS)
-    assert report["alpha"]["damage"] <= report["max_damage"]
+    assert report["alpha"]["image_mse"] <= report["max_image_mse"]
     assert report["prune_error"]["6"]["3"]["0.5"] == pytest.approx(
         math.sqrt(sites[6, 3]["prune"]["0.5"][0] / 50), rel=1e-12
     )
@@ -345,7 +340,7 @@ def test_nothing_is_pruned_where_the_quantities_say_nothing(ratios: list[float],
             sites[2, layer]["entropy_map"] = sites[2, 0]["entropy_map"]
     else:
         sites = sites_of(BASE, ratios, rho)
-    chosen, report = choose_thresholds(sites, BASE, WEIGHTS, FACTORS, POWERS, 1.0)
+    chosen, report = choose_thresholds(sites, BASE, SENSITIVITY, 1.0)
     assert chosen == Thresholds()
     assert report["start"] is None
     assert any(line.startswith(note) for line in report["notes"])
@@ -355,7 +350,7 @@ def test_nothing_is_pruned_where_the_quantities_say_nothing(ratios: list[float],
 def test_no_start_where_the_error_was_not_measured() -> None:
     sites = sites_of(BASE, RATIOS, RHO)
     del sites[3, 0]["prune"]
-    chosen, report = choose_thresholds(sites, BASE, WEIGHTS, FACTORS, POWERS, 1.0)
+    chosen, report = choose_thresholds(sites, BASE, SENSITIVITY, 1.0)
     assert chosen.start == 5
     assert report["notes"] == ["the error of pruning was not measured at scale 3: pruning starts later, if at all"]
 
@@ -371,7 +366,7 @@ class Watch:
     def __call__(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         out, _, entropy = attention_stats(query, key, value, scale)
         found = self.sites[site.scale, site.layer] = {"calls": [1.0], "norm": [float(out.square().sum())]}
-        self.sums.see(site.scale, site.layer, out, entropy, found)
+        self.sums.add(site.scale, site.layer, out, entropy, found)
         return out
 
 
@@ -387,7 +382,7 @@ def test_thresholds_of_a_model() -> None:
         generate(model)
         detach(model)
     assert set(watch.sites) == {(scale, layer) for scale in range(2, 7) for layer in range(3)}
-    chosen, report = choose_thresholds(watch.sites, base, [1.0] * 3, {6: 1e-3}, {6: 0.5}, 1.0)
+    chosen, report = choose_thresholds(watch.sites, base, Sensitivity((1.0,) * 3, {6: 1e-3}, {6: 0.5}), 1.0)
     assert report["representative"] == 3
     assert set(report["prune_error"]) == {"3", "4", "5", "6"}
     assert all(0 <= share <= 1 for share in report["rho"].values())

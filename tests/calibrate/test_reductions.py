@@ -22,7 +22,7 @@ from sparvar.calibrate.candidates.reductions import (
     source_candidates,
 )
 from sparvar.calibrate.fit.predict import Tag
-from sparvar.calibrate.measure.runner import Measured
+from sparvar.calibrate.measure.measured import Measured
 from sparvar.calibrate.search.solver import Case, ScaleOptions, solve
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan, local
 
@@ -60,7 +60,7 @@ def test_small_grids_have_fewer() -> None:
 
 def test_sums_and_front() -> None:
     both = Reduction(5, FEW.pruned)
-    assert EFFECTS.of(both) == pytest.approx(5e-4)
+    assert EFFECTS.predicted_mse(both) == pytest.approx(5e-4)
     assert EFFECTS.saves(HALF) == pytest.approx(2.0)
     assert EFFECTS.saves(EARLY) == pytest.approx(2.5)
     assert EFFECTS.saves(FEW) == pytest.approx(3.6)
@@ -78,7 +78,7 @@ def case(decision: int) -> Case:
 def test_cases() -> None:
     found = expanded([case(5)], [NOTHING, Reduction(5, FEW.pruned)], EFFECTS)
     assert [each.seconds for each in found] == pytest.approx([0.0, -4.3])
-    assert [each.damage for each in found] == pytest.approx([0.0, 5e-4])
+    assert [each.image_mse for each in found] == pytest.approx([0.0, 5e-4])
     # a twentieth of the last scale is left: a tenth of its tokens, of half of its rows
     assert found[1].scales[0].mapped_seconds[0] == pytest.approx(-0.05)
     assert found[1].scales[0].factor == pytest.approx(0.05)
@@ -102,7 +102,7 @@ def test_a_skipped_scale_costs_nothing_and_saves_all_of_it() -> None:
     assert effects.saves(SHORT_FEW) == pytest.approx(4.9)
     # of guidance dropped from scale 5 on, what scale 6 did to the image is not there where that is skipped
     both = Reduction(5, SHORT_FEW.pruned, 1)
-    assert effects.of(both) == pytest.approx(5e-4 + 3e-4 - 1e-4)
+    assert effects.predicted_mse(both) == pytest.approx(5e-4 + 3e-4 - 1e-4)
     assert effects.saves(both) == pytest.approx(4.0 + 0.95)
     front = effects.front()
     assert front == [NOTHING, HALF, EARLY, SHORT, SHORT_FEW, both]
@@ -113,14 +113,14 @@ def test_cases_of_skipped_scales_decide_before_and_take_no_options_there() -> No
     effects = Effects({SHORT: 4e-4}, EFFECTS.blocks, 6)
     found = expanded([case(4), case(5)], [SHORT], effects)
     assert [each.tag.decision for each in found] == [4], "a scale that is drawn must come after the decision"
-    assert found[0].seconds == pytest.approx(-4.0) and found[0].damage == pytest.approx(4e-4)
+    assert found[0].seconds == pytest.approx(-4.0) and found[0].image_mse == pytest.approx(4e-4)
     assert found[0].scales[0].mapped_seconds[0] == 0 and found[0].scales[0].factor == 0
 
 
 def test_a_compressed_cache_leaves_windows_alone() -> None:
     plan = base().replace(kv=local(base(), 100))
-    measured = Measured((1e-4,), (5.0,), took={6: 3.0})
-    dense = Measured((1e-10,), (6.0,), took={6: 4.0})
+    measured = Measured((1e-4,), (5.0,), scale_seconds={6: 3.0})
+    dense = Measured((1e-10,), (6.0,), scale_seconds={6: 4.0})
     options = ScaleOptions(
         6, np.array([[0.0, 0.0], [0.1, 0.1]]), np.array([0.0, -2.0]), np.array([[0.0, 0.0], [0.2, 0.2]]),
         np.array([0.0, -1.5]), 0.5, 1.0,
@@ -128,10 +128,10 @@ def test_a_compressed_cache_leaves_windows_alone() -> None:
     plain = Case(Tag(4, Setting("relative", 2), None, ((0.2,),)), 0.2, (options,))
     corrected = replace(plain, scales=(replace(options, must_map=True),))
     (found,) = compressed_cases([plain, corrected], Compression(plan, measured, {}), dense)
-    assert found.damage == pytest.approx(1e-4)
+    assert found.image_mse == pytest.approx(1e-4)
     (scale,) = found.scales
     assert scale.mapped.shape == (1, 2) and list(scale.mapped_seconds) == [0.0]
     # a layer of dense attention over what is left takes half a second less, of two
     assert list(scale.local_seconds) == pytest.approx([0.0, -1.0])
-    answer = solve([found], 2, max_damage=1.0)
+    answer = solve([found], 2, max_image_mse=1.0)
     assert answer is not None and set(answer.layers) == {2} and answer.seconds == pytest.approx(-2.0)

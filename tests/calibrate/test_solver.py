@@ -38,7 +38,7 @@ def brute(cases: list[Case], layers: int, damage_limit: float | None, seconds_li
             near = [layer for layer in range(layers) if policies[layer] == 2]
             ranges = [itertools.product(range(len(s.mapped)), range(len(s.local))) for s in case.scales]
             for picked in itertools.product(*ranges):
-                damage, seconds = case.damage, case.seconds + len(mapped) * case.decide_seconds
+                damage, seconds = case.image_mse, case.seconds + len(mapped) * case.decide_seconds
                 for scale, (j, m) in zip(case.scales, picked, strict=True):
                     if scale.must_map and j == 0 and mapped:
                         damage = np.inf
@@ -58,9 +58,9 @@ def brute(cases: list[Case], layers: int, damage_limit: float | None, seconds_li
 @pytest.mark.parametrize("limit", [0.02, 0.3, 0.8])
 def test_least_seconds_is_that_of_brute_force(seed: int, limit: float) -> None:
     cases = problem(seed, layers=3, scales=2)
-    answer = solve(cases, 3, max_damage=limit)
+    answer = solve(cases, 3, max_image_mse=limit)
     assert answer is not None and answer.exact
-    assert answer.damage <= limit
+    assert answer.image_mse <= limit
     assert answer.seconds == pytest.approx(brute(cases, 3, limit, None))
 
 
@@ -70,14 +70,14 @@ def test_what_cases_leave_out_beside_columns(seed: int, limits: tuple[float | No
     """Cases with damage and seconds of their own, some of them beyond the limit alone."""
     random = np.random.default_rng(seed)
     cases = [
-        dataclasses.replace(case, damage=damage, seconds=-seconds)
+        dataclasses.replace(case, image_mse=damage, seconds=-seconds)
         for case in problem(seed, layers=2, scales=2)
         for damage, seconds in [(0.0, 0.0), *random.uniform((0.0, 0.0), (0.4, 1.5), (3, 2))]
     ]
-    answer = solve(cases, 2, max_damage=limits[0], max_seconds=limits[1])
+    answer = solve(cases, 2, max_image_mse=limits[0], max_seconds=limits[1])
     expected = brute(cases, 2, *limits)
     assert answer is not None and expected is not None
-    assert (answer.seconds if limits[0] is not None else answer.damage) == pytest.approx(expected)
+    assert (answer.seconds if limits[0] is not None else answer.image_mse) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -88,11 +88,11 @@ def test_least_damage_is_that_of_brute_force(seed: int) -> None:
     assert (answer is None) == (expected is None)
     if answer is not None and expected is not None:
         assert answer.seconds <= -2.0
-        assert answer.damage == pytest.approx(expected)
+        assert answer.image_mse == pytest.approx(expected)
 
 
 def test_no_damage_allowed_is_all_dense() -> None:
-    answer = solve(problem(0, layers=3, scales=2), 3, max_damage=0.0)
+    answer = solve(problem(0, layers=3, scales=2), 3, max_image_mse=0.0)
     assert answer is not None
     assert answer.seconds == 0.0
     assert all(option == (0, 0) for option in answer.options) or set(answer.layers) == {0}
@@ -101,23 +101,23 @@ def test_no_damage_allowed_is_all_dense() -> None:
 def test_nothing_within_the_limits_is_none() -> None:
     cases = problem(0, layers=3, scales=2)
     assert solve(cases, 3, max_seconds=-1e6) is None
-    assert solve(cases, 3, max_damage=0.01, max_seconds=-1e6) is None
+    assert solve(cases, 3, max_image_mse=0.01, max_seconds=-1e6) is None
 
 
 def test_the_search_of_many_layers_is_never_worse_than_one_policy_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     # Small enough for the exact search, which the local one is compared with.
     cases = problem(1, layers=5, scales=3)
-    exact = solve(cases, 5, max_damage=0.6)
+    exact = solve(cases, 5, max_image_mse=0.6)
     monkeypatch.setattr(solver, "EXACT_ASSIGNMENTS", 0)
-    near = solve(cases, 5, max_damage=0.6)
+    near = solve(cases, 5, max_image_mse=0.6)
     assert exact is not None and near is not None
     assert not near.exact
-    assert near.damage <= 0.6
+    assert near.image_mse <= 0.6
     assert exact.seconds <= near.seconds <= 0.9 * exact.seconds
 
 
 def test_forty_layers_and_thirteen_scales_are_searched() -> None:
-    answer = solve(problem(2, layers=40, scales=13, options=4), 40, max_damage=2.0)
+    answer = solve(problem(2, layers=40, scales=13, options=4), 40, max_image_mse=2.0)
     assert answer is not None and not answer.exact
-    assert answer.damage <= 2.0
+    assert answer.image_mse <= 2.0
     assert answer.seconds < 0

@@ -16,7 +16,7 @@ from sparvar.calibrate.candidates.candidate import (
 )
 from sparvar.calibrate.candidates.space import Choice, default_space, plan_of, sink_spans
 from sparvar.calibrate.fit.predict import candidates_of, preferred
-from sparvar.calibrate.measure.runner import split_prompts
+from sparvar.calibrate.measure.images import split_prompts
 from sparvar.calibrate.search.solver import MULTIPLIERS, ScaleOptions, _Search, solve
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 from sparvar.scale_plans.presets.schedules import HART_1024, HART_TEXT_TOKENS, squares
@@ -102,13 +102,13 @@ def test_a_setting_that_only_keeps_more_keys_is_not_preferred() -> None:
             sums["kept"][candidate] = [more * budget]  # type: ignore[index]
     kept, scores = preferred({(12, layer): sums for layer in range(3)}, base, space, 1)
     assert kept == [good]
-    assert scores[str(good)] == pytest.approx(scores[str(bad)] / 3)
-    assert scores[str(wide)] == pytest.approx(1.5 * scores[str(good)])
+    assert scores[good] == pytest.approx(scores[bad] / 3)
+    assert scores[wide] == pytest.approx(1.5 * scores[good])
 
 
 def test_a_barred_option_is_taken_by_no_layer_it_is_barred_from() -> None:
     cases = problem(3, layers=3, scales=2)
-    free = solve(cases, 3, max_damage=2.0)
+    free = solve(cases, 3, max_image_mse=2.0)
     assert free is not None and set(free.layers) != {0}
 
     def barred(scale: ScaleOptions) -> ScaleOptions:
@@ -117,12 +117,12 @@ def test_a_barred_option_is_taken_by_no_layer_it_is_barred_from() -> None:
         return dataclasses.replace(scale, mapped=mapped, local=local)
 
     narrowed = [dataclasses.replace(case, scales=tuple(map(barred, case.scales))) for case in cases]
-    answer = solve(narrowed, 3, max_damage=2.0)
+    answer = solve(narrowed, 3, max_image_mse=2.0)
     assert answer is not None
     assert answer.layers[1] == 0 or answer.options == ((0, 0), (0, 0))
     assert answer.seconds >= free.seconds
     by_time = solve(narrowed, 3, max_seconds=free.seconds / 2)
-    assert by_time is None or np.isfinite(by_time.damage)
+    assert by_time is None or np.isfinite(by_time.image_mse)
 
 
 def test_bounds_hold_with_barred_options() -> None:

@@ -13,10 +13,11 @@ from sparvar import kernels
 from sparvar.calibrate.candidates.candidate import Candidate, ColumnCandidate, WindowCandidate
 from sparvar.calibrate.candidates.space import Space, default_space, plan_of
 from sparvar.calibrate.fit.predict import Sensitivity, cases, choice_of
-from sparvar.calibrate.measure.target_gpu import TARGET_DTYPE, elsewhere, target_costs
+from sparvar.calibrate.measure.target_gpu import TARGET_DTYPE, target_costs, work_outside_attention
 from sparvar.calibrate.search.solver import solve
 from sparvar.errors import KernelError
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan
+from tests.calibrate.progress import Lines
 from tests.tiny import generate, tiny_model
 
 pytest.importorskip("triton")
@@ -43,7 +44,8 @@ def table(
     base: Plan, space: Space, name: str = "h100", flops: float = 1e13, moved: float = 1e10, **changes: Any
 ) -> Any:
     dtype = changes.pop("dtype", TARGET_DTYPE)
-    return target_costs(base, space, 2, kernels.find_gpu(name), dtype, flops, moved, **changes)
+    rest = kernels.Work(flops, moved, launches=0)
+    return target_costs(base, space, 2, kernels.find_gpu(name), rest, dtype, **changes)
 
 
 def test_the_table_means_what_a_timed_one_does(base: Plan, space: Space) -> None:
@@ -106,21 +108,21 @@ def test_the_solver_finds_sparse_plans_with_it(base: Plan, space: Space) -> None
     sensitivity = Sensitivity((1.0,) * LAYERS, dict.fromkeys(targets, 1.0), dict.fromkeys(targets, 1.0))
     found = table(base, space)
     problem = cases(base, space, sites, found, sensitivity)
-    answer = solve(problem, LAYERS, max_damage=0.5)
+    answer = solve(problem, LAYERS, max_image_mse=0.5)
     assert answer is not None
     assert -found.dense_seconds < answer.seconds < 0
     assert plan_of(base, space, choice_of(space, answer)).planned_sites() > 0
-    strict = solve(problem, LAYERS, max_damage=0.05)
+    strict = solve(problem, LAYERS, max_image_mse=0.05)
     assert strict is not None and strict.seconds > answer.seconds
 
 
 def test_what_does_not_suit_the_gpu_is_said(base: Plan, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparvar.calibrate.measure import target_gpu as target
 
-    lines: list[str] = []
+    lines = Lines()
     monkeypatch.setattr(target, "gpu_fit", lambda *_: kernels.GpuFit(("column_sums: spills registers",), 12.3))
-    table(base, space, say=lines.append)
-    compiled, note = lines
+    table(base, space, progress=lines)
+    compiled, note = lines.steps
     assert compiled == "compiled the attention kernels for H100 SXM once, in 12 s; nothing was run there"
     assert note == "note: column_sums: spills registers; the roofline does not count that"
     with pytest.raises(KernelError, match="dtype: must be one of"):
@@ -147,11 +149,13 @@ def test_flops_of_the_small_model_are_those_of_its_linear_layers_and_convolution
     for hook in hooks:
         hook.remove()
     images_seen = []
-    flops, moved = elsewhere(model, lambda: images_seen.append(generate(model)), len(model.sides))
+    work = work_outside_attention(model, lambda: images_seen.append(generate(model)), len(model.sides))
     assert convolutions > 0
-    assert flops == 3 * block + ends + modulation + picture + convolutions
-    assert moved == 6 * 2 * sum(parameter.numel() for parameter in model.parameters())
-    assert elsewhere(model, lambda: None, 6, torch.float32) == (0.0, 2 * moved)
+    assert work.flops == 3 * block + ends + modulation + picture + convolutions
+    assert work.bytes == 6 * 2 * sum(parameter.numel() for parameter in model.parameters())
+    assert work_outside_attention(model, lambda: None, 6, torch.float32) == kernels.Work(
+        0.0, 2 * work.bytes, launches=0
+    )
     assert torch.equal(images_seen[0], plain)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -193,19 +197,19 @@ def test_attention_of_sites_is_left_out_and_nothing_else(written: bool, inferenc
         with torch.inference_mode(inference):
             model(torch.randn(batch, length, width))
 
-    flops, _ = elsewhere(model, draw, 1)
-    assert flops == 2 * batch * length * width * width + 2 * batch * length * length * width
+    work = work_outside_attention(model, draw, 1)
+    assert work.flops == 2 * batch * length * width * width + 2 * batch * length * length * width
 
 
 def test_attention_that_is_no_site_is_counted() -> None:
     q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 10, 8)
-    flops, _ = elsewhere(nn.Linear(1, 1), lambda: F.scaled_dot_product_attention(q, k, k), 1)
-    assert flops == 4 * 2 * 4 * 6 * 10 * 8
+    work = work_outside_attention(nn.Linear(1, 1), lambda: F.scaled_dot_product_attention(q, k, k), 1)
+    assert work.flops == 4 * 2 * 4 * 6 * 10 * 8
 
 
 def test_a_draw_that_fails_leaves_no_hooks() -> None:
     model = Outer(True)
     with pytest.raises(RuntimeError, match="shape"):
-        elsewhere(model, lambda: model(torch.randn(3, 5, 7)), 1)
+        work_outside_attention(model, lambda: model(torch.randn(3, 5, 7)), 1)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert elsewhere(model, lambda: model(torch.randn(3, 5, 16)), 1)[0] > 0
+    assert work_outside_attention(model, lambda: model(torch.randn(3, 5, 16)), 1).flops > 0

@@ -86,6 +86,3 @@ def read_candidate(text: str) -> Candidate:
     sinks, window = sizes.split("w")
     made_with = None if correction == "-" else float(correction)
     return ColumnCandidate(int(decision), Setting(index_map, int(sinks), int(window)), float(budget), made_with)
-
-
-__all__ = ["Candidate", "ColumnCandidate", "Setting", "WindowCandidate", "candidate_text", "read_candidate"]

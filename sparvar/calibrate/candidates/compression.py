@@ -8,14 +8,16 @@ and skipped scales.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sparvar.calibrate.measure.images import STAGES
 from sparvar.calibrate.measure.kv_statistics import kv_statistics
-from sparvar.calibrate.measure.runner import STAGES, Measured, Runner
+from sparvar.calibrate.measure.measured import Measured
+from sparvar.calibrate.measure.runner import Runner
 from sparvar.calibrate.search.solver import Case
 from sparvar.errors import OptionError, PlanError, SparvarError, message
 from sparvar.scale_plans import KVCompression, Plan, hack, held_share, local, scalekv
@@ -52,28 +54,26 @@ class Compression:
         }
 
 
-def choose_compression(
-    runner: Runner, base: Plan, share: float, probes: int, min_psnr: float | None, say: Callable[[str], None]
-) -> Compression:
+def choose_compression(runner: Runner, share: float, probes: int, min_psnr: float | None) -> Compression:
     """The method that loses least at ``share`` of whole caches, with dense attention over what it leaves.
 
     Args:
         runner: draws.
-        base: the all-dense plan.
         share: bytes of keys and values held between two scales at most, of whole caches.
         probes: generations of each method.
         min_psnr: the budget, or None.
-        say: hears of progress.
 
     Raises:
         OptionError: the share leaves nothing to drop, or less than one key.
         SparvarError: no method keeps ``min_psnr``; the nearest is named.
     """
-    say("what the methods that compress the KV cache measure")
+    base = runner.base
+    runner.progress.step("what the methods that compress the KV cache measure")
 
     def measure() -> dict[str, Any]:
-        runner.detach()
-        found = kv_statistics(runner.subject, runner.prompts[:1], runner.seed * 10_000 + STAGES["observe"])
+        runner.model.detach()
+        images = runner.images
+        found = kv_statistics(images.subject, images.prompts[:1], images.seed * 10_000 + STAGES["observe"])
         return {"selectivity": found.selectivity, "variance": found.variance}
 
     found = runner.journal.get("kv statistics", measure)
@@ -98,8 +98,8 @@ def choose_compression(
     tried: dict[str, Measured] = {}
 
     def run(name: str) -> None:
-        say(f"{100 * share:.3g} % of the KV cache: {name}")
-        tried[name] = runner.measure(plans[name], "probe", probes, inner="eager")
+        runner.progress.step(f"{100 * share:.3g} % of the KV cache: {name}")
+        tried[name] = runner.probe(plans[name], probes)
 
     for method in METHODS:
         run(method)
@@ -113,8 +113,8 @@ def choose_compression(
         got = f"{tried[best].mean_psnr:.1f} dB at best, by {best}, with nothing else left out"
         must = f"hold at most {100 * share:.3g} % of the KV cache at {min_psnr:g} dB"
         raise SparvarError(message("plan", must, got, "allow a larger cache, or less quality"))
-    say("timing dense attention over what is left of the cache")
-    measured = runner.timed_dense(plans[best], probes)
+    runner.progress.step("timing dense attention over what is left of the cache")
+    measured = runner.time_dense(plans[best], probes)
     shares = {name: {"psnr_db": each.mean_psnr, "held_share": held_share(plans[name])} for name, each in tried.items()}
     return Compression(plans[best], measured, shares)
 
@@ -130,7 +130,11 @@ def compressed_cases(cases: Sequence[Case], found: Compression, dense: Measured 
     """
     kept = []
     layers = len(found.plan.layers)
-    faster = {} if dense is None else {at: dense.took[at] - took for at, took in found.measured.took.items()}
+    faster = (
+        {}
+        if dense is None
+        else {at: dense.scale_seconds[at] - seconds for at, seconds in found.measured.scale_seconds.items()}
+    )
     for case in cases:
         if any(scale.must_map for scale in case.scales):
             continue
@@ -151,10 +155,7 @@ def compressed_cases(cases: Sequence[Case], found: Compression, dense: Measured 
                 case,
                 scales=scales,
                 decide_seconds=max(case.decide_seconds, 1e-9),
-                damage=case.damage + found.measured.damage,
+                image_mse=case.image_mse + found.measured.image_mse,
             )
         )
     return kept
-
-
-__all__ = ["METHODS", "Compression", "choose_compression", "compressed_cases"]

@@ -1,9 +1,9 @@
 """Tokens, rows and scales left out, as calibration sees them: candidates, what they cost in quality, what they save.
 
-Damage of guidance and of pruning is measured in whole generations with dense attention, each alone, and adds up with
-that of sparse attention; where a scale computes a share of its tokens, sparse attention harms that share alone. Where
-scales are skipped, the last that is drawn takes the place of the last, and tokens are left out of it together with what
-is skipped. Seconds of a scale are those of its rows and tokens.
+The image MSE of guidance and of pruning is measured in whole generations with dense attention, each alone, and adds up
+with that of sparse attention; where a scale computes a share of its tokens, sparse attention harms that share alone.
+Where scales are skipped, the last that is drawn takes the place of the last, and tokens are left out of it together
+with what is skipped. Seconds of a scale are those of its rows and tokens.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from sparvar.calibrate.search.solver import Case
 from sparvar.scale_plans import Plan
-
-if TYPE_CHECKING:
-    from sparvar.calibrate.search.solver import Case
 
 GUIDED = 5
 """Late scales from which guidance may be dropped on."""
@@ -152,12 +150,12 @@ class Effects:
     """What calibration knows of reductions.
 
     Attributes:
-        damage: image MSE of each that was measured: dropped guidance, pruning, and skipped scales, pruned or not.
+        image_mse: of each that was measured: dropped guidance, pruning, and skipped scales, pruned or not.
         blocks: seconds of all blocks of a dense generation per scale.
         scales: of the schedule.
     """
 
-    damage: Mapping[Reduction, float]
+    image_mse: Mapping[Reduction, float]
     blocks: Mapping[int, float]
     scales: int
 
@@ -166,15 +164,15 @@ class Effects:
         return sum((1 - reduction.share(scale, self.scales)) * seconds for scale, seconds in self.blocks.items())
 
     def front(self) -> list[Reduction]:
-        """Reductions, and what dropped guidance adds to them, of which no other saves more with less damage."""
-        guided = [0, *(each.conditional_from for each in self.damage if each.conditional_from)]
-        rest = [NOTHING, *(each for each in self.damage if not each.conditional_from)]
+        """Reductions, and what dropped guidance adds to them, of which no other saves more at less image MSE."""
+        guided = [0, *(each.conditional_from for each in self.image_mse if each.conditional_from)]
+        rest = [NOTHING, *(each for each in self.image_mse if not each.conditional_from)]
         pairs = [
             replace(each, conditional_from=first)
             for first, each in itertools.product(guided, rest)
             if first <= self.scales - each.skip
         ]
-        ordered = sorted(pairs, key=lambda each: (self.of(each), -self.saves(each)))
+        ordered = sorted(pairs, key=lambda each: (self.predicted_mse(each), -self.saves(each)))
         front: list[Reduction] = []
         most = -1.0
         for each in ordered:
@@ -183,22 +181,22 @@ class Effects:
                 most = self.saves(each)
         return front
 
-    def of(self, reduction: Reduction) -> float:
-        """Damage of a reduction: its parts add up, and so do the scales without guidance, of which some are skipped."""
+    def predicted_mse(self, reduction: Reduction) -> float:
+        """Image MSE of a reduction: parts add up, and so do scales without guidance, of which some are skipped."""
         rest = replace(reduction, conditional_from=0)
-        total = self.damage[rest] if rest != NOTHING else 0.0
+        total = self.image_mse[rest] if rest != NOTHING else 0.0
         if reduction.conditional_from:
-            total += self.damage[Reduction(reduction.conditional_from)]
+            total += self.image_mse[Reduction(reduction.conditional_from)]
             if reduction.skip:
-                total -= self.damage.get(Reduction(self.scales - reduction.skip + 1), 0.0)
-        return max(total, 0.0) if rest == NOTHING else max(total, self.damage[rest])
+                total -= self.image_mse.get(Reduction(self.scales - reduction.skip + 1), 0.0)
+        return max(total, 0.0) if rest == NOTHING else max(total, self.image_mse[rest])
 
 
 def expanded(cases: Sequence[Case], reductions: Iterable[Reduction], effects: Effects) -> list[Case]:
     """Every case with every reduction: its scales' options cost and harm the share of tokens that is left."""
     found = []
     for reduction in reductions:
-        saved, damage = effects.saves(reduction), effects.of(reduction)
+        saved, image_mse = effects.saves(reduction), effects.predicted_mse(reduction)
         for case in cases:
             if reduction.pruned is not None and case.tag.decision >= min(dict(reduction.pruned.keep)):
                 continue
@@ -218,7 +216,7 @@ def expanded(cases: Sequence[Case], reductions: Iterable[Reduction], effects: Ef
             tag = replace(case.tag, reduction=reduction)
             decide = case.decide_seconds * reduction.share(case.tag.decision, effects.scales)
             found.append(
-                replace(case, tag=tag, decide_seconds=decide, scales=tuple(scales), damage=damage, seconds=-saved)
+                replace(case, tag=tag, decide_seconds=decide, scales=tuple(scales), image_mse=image_mse, seconds=-saved)
             )
     return found
 
@@ -231,10 +229,10 @@ def as_record(effects: Effects) -> dict[str, Any]:
                 "conditional_from": each.conditional_from or None,
                 "pruned": dataclasses.asdict(each.pruned) if each.pruned is not None else None,
                 "skip": each.skip or None,
-                "mse": damage,
+                "mse": image_mse,
                 "saves_seconds": effects.saves(each),
             }
-            for each, damage in effects.damage.items()
+            for each, image_mse in effects.image_mse.items()
         ],
         "blocks_seconds": dict(effects.blocks),
     }

@@ -133,6 +133,11 @@ class Choice:
     windows: tuple[tuple[int, int], ...] = ()
     reduction: Reduction = NOTHING
 
+    @property
+    def correction_budget(self) -> float | None:
+        """Budget that the output correction is made with, that of the first sparse scale; None without it."""
+        return dict(self.budgets)[min(self.budgets)[0]] if self.correction and self.budgets else None
+
 
 def plan_of(base: Plan, space: Space, choice: Choice) -> Plan:
     """The plan of a choice. Policies that no scale uses become dense."""

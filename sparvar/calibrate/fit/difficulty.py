@@ -1,4 +1,4 @@
-"""How hard images are for a plan, told from the model's own images: what is detailed loses more.
+"""How much a plan loses on other images, predicted from the dense ones: images with more detail lose more.
 
 Plans lose detail first, and images of one model differ in how much they have. Over 20 plans of the shipped model and 14
 to 43 images the PSNR of an image goes with the logarithm of its fine detail (correlation -0.73 to -0.96, median -0.86),
@@ -24,7 +24,7 @@ LEAST_DETAIL = 1e-4
 """Of an image of one colour."""
 
 
-def detail(image: Tensor) -> float:
+def log_detail(image: Tensor) -> float:
     """Twice the logarithm of the mean magnitude of what an image [..., H, W] has beside the means of its blocks."""
     side = max(1, min(BLOCK, min(image.shape[-2:]) // 2))
     height, width = (size // side * side for size in image.shape[-2:])
@@ -33,18 +33,15 @@ def detail(image: Tensor) -> float:
     return 2 * math.log(max(float((whole - coarse).abs().mean()), LEAST_DETAIL))
 
 
-def easier(details: Sequence[float], psnr: Sequence[float], others: Sequence[float]) -> float:
-    """dB by which other images are expected above the mean of those that were measured.
+def detail_gain(details: Sequence[float], psnr: Sequence[float], others: Sequence[float]) -> float:
+    """PSNR in dB by which other images are expected above the mean of those that were measured, for having less detail.
 
     Args:
-        details: of the images that were measured.
+        details: `log_detail` of the images that were measured.
         psnr: of the same, dB.
-        others: details of the images that are to be run.
+        others: `log_detail` of the images that are to be run.
     """
     known, values = np.array(details), np.array(psnr)
     apart = known - known.mean()
     slope = ((apart * (values - values.mean())).sum() + PRIOR_WEIGHT * PRIOR_SLOPE) / (apart @ apart + PRIOR_WEIGHT)
     return float(slope * (np.mean(others) - known.mean()))
-
-
-__all__ = ["detail", "easier"]

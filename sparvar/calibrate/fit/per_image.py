@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,7 @@ def most_skipped(plan: Plan) -> int:
     return max(min(MOST, plan.scales - first - 1), 0)
 
 
-def fit_per_image(
-    runner: Runner,
-    plan: Plan,
-    count: int,
-    min_psnr: float | None,
-    min_ssim: float | None,
-    say: Callable[[str], None],
-) -> PerImage:
+def fit_per_image(runner: Runner, plan: Plan, count: int, min_psnr: float | None, min_ssim: float | None) -> PerImage:
     """A logistic model per number of skipped scales, fitted on ``count`` images of the plan itself.
 
     An image may do without scales where what is drawn before them is within the budget of the dense image.
@@ -58,7 +51,6 @@ def fit_per_image(
         plan: the plan that meets the budget without a choice.
         count: images, those of stage ``check``.
         min_psnr, min_ssim: the budget; one of them at least.
-        say: hears of progress.
 
     Raises:
         CaptureError: the model's images cannot be decoded before its last scale.
@@ -73,7 +65,7 @@ def fit_per_image(
     options: list[Option] = [("skip", number) for number in range(1, most + 1)]
     samples = []
     for number in range(count):
-        say(f"which scales images need: {number + 1} of {count}")
+        runner.progress.step(f"which scales images need: {number + 1} of {count}")
         samples.append(_sample(runner, plan, number, at, most, min_ssim is not None))
     good = [
         [
@@ -103,11 +95,11 @@ def fit_per_image(
 
 def _sample(runner: Runner, plan: Plan, number: int, at: int, most: int, with_ssim: bool) -> dict[str, Any]:
     last = plan.scales
-    reference = runner.dense("check", number)
+    reference = runner.images.dense("check", number)
 
     def measure() -> dict[str, Any]:
         scales = {at - 1, *range(at, last)}
-        seen = runner.watched(plan, "check", number, scales)
+        seen = runner.decoded_scales(plan, "check", number, scales)
         if len(seen[at]) != 1:
             raise OptionError(message("draw", "make one image where each is to be chosen for", f"{len(seen[at])}"))
         whole = reference.reshape(seen[at].shape)
@@ -122,6 +114,3 @@ def _sample(runner: Runner, plan: Plan, number: int, at: int, most: int, with_ss
         f"per image/{plan.digest}/{number}/{at}{'/ssim' if with_ssim else ''}", measure
     )
     return found
-
-
-__all__ = ["MOST", "PerImage", "fit_per_image", "most_skipped"]

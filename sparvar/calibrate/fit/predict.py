@@ -1,9 +1,9 @@
-"""From measured candidates to predicted damage and seconds: the solver's cases.
+"""From measured candidates to the image MSE and seconds that are predicted of them: the solver's cases.
 
-Damage is the mean squared error of the image. At one scale it is ``c * X ** p`` with X the weighted sum over layers of
+The mean squared error of the image is, at one scale, ``c * X ** p`` with X the weighted sum over layers of
 squared relative attention errors; c, p and the weights come from whole generations in which one scale, or one layer,
 alone was sparse. p is below 1 because what attention's error changes are samples: the share of tokens that are drawn
-differently grows with the error, not with its square. Over scales damage adds up.
+differently grows with the error, not with its square. Over scales it adds up.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def fit(
     by_scale: dict[int, list[tuple[Candidate, float]]],
     by_layer: tuple[int, Candidate, dict[tuple[int, ...], float]],
 ) -> Sensitivity:
-    """Fit the damage model.
+    """Fit how errors of attention become an image MSE.
 
     Args:
         sites: what was observed.
@@ -150,7 +150,7 @@ def cases(
             must_map = first is not None and scale == decision + 1
             about = _Scale(base, scale, sites, costs, sensitivity, max_error)
             scales.append(about.options(mapped, local, must_map))
-        decide = costs.decided(decision, first)
+        decide = costs.deciding(decision, first)
         found.append(Case(Tag(decision, setting, first, tuple(offered)), decide, tuple(scales)))
     return found
 
@@ -214,7 +214,7 @@ def choice_of(space: Space, answer: Answer) -> Choice:
 def candidates_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], Candidate]:
     """(scale, layer) to the candidate that a plan made of ``choice`` runs there."""
     budgets, windows = dict(choice.budgets), dict(choice.windows)
-    first = budgets[min(budgets)] if choice.correction and budgets else None
+    correction = choice.correction_budget
     found: dict[tuple[int, int], Candidate] = {}
     for scale in range(1, plan.scales + 1):
         for layer, policy in enumerate(plan.layers):
@@ -224,11 +224,11 @@ def candidates_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], Candidate
                 found[scale, layer] = WindowCandidate(windows[scale], choice.setting.sinks)
             else:
                 assert choice.decision is not None
-                found[scale, layer] = ColumnCandidate(choice.decision, choice.setting, budgets[scale], first)
+                found[scale, layer] = ColumnCandidate(choice.decision, choice.setting, budgets[scale], correction)
     return found
 
 
-def preferred(sites: Sites, base: Plan, screened: Space, keep: int) -> tuple[list[Setting], dict[str, float]]:
+def preferred(sites: Sites, base: Plan, screened: Space, keep: int) -> tuple[list[Setting], dict[Setting, float]]:
     """The settings with the least error at equal numbers of keys, and the score of each.
 
     The score is the squared relative error, summed over layers, where each setting's curve over kept keys (a power law
@@ -256,4 +256,4 @@ def preferred(sites: Sites, base: Plan, screened: Space, keep: int) -> tuple[lis
         value = math.exp(left + slope * (middle - low))
         scores[setting] = min(value, scores.get(setting, math.inf))
     order = sorted(screened.settings, key=lambda setting: scores[setting])
-    return sorted(order[:keep]), {str(setting): scores[setting] for setting in order}
+    return sorted(order[:keep]), {setting: scores[setting] for setting in order}

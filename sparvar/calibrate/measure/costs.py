@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,16 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparvar import env, kernels
+from sparvar import kernels
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
-from sparvar.errors import OutputError
-from sparvar.private_files import make_folder
+from sparvar.calibrate.measure.cache import cache_file, device_text
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.generation import Columns, Session
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
-from sparvar.scale_plans import Plan, write_whole
-from sparvar.version import __version__
+from sparvar.scale_plans import Plan
 
 ROUNDS, LONG_ROUNDS = 5, 3
 LONG = 0.3
@@ -69,13 +65,13 @@ class CostTable:
         grown = self.correction[scale] if correction else 0.0
         return fixed + slope * kept + self.mapping[scale] + grown + self.extra.get(scale, 0.0)
 
-    def decided(self, scale: int, first: float | None) -> float:
-        """Seconds that a deciding site takes more than a dense one; ``first``: `ColumnCandidate.correction`."""
+    def deciding(self, scale: int, correction: float | None) -> float:
+        """Seconds that a deciding site takes more than a dense one; see `ColumnCandidate.correction`."""
         more = self.decide[scale] - self.dense[scale]
-        if first is None:
+        if correction is None:
             return more
         fixed, slope = self.correcting[scale]
-        return more + fixed + slope * first
+        return more + fixed + slope * correction
 
     def csla(self, scale: int, kept: float) -> float:
         """Seconds of a csla site; its lists are made once and not counted."""
@@ -97,31 +93,19 @@ class CostTable:
         return cls(**{**raw, **tables})
 
 
-def device_text(device: torch.device) -> str:
-    """The device as far as times depend on it."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}"
-    return f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def cache_file(base: Plan, space: Space, rows: int, device: torch.device, inner: str) -> Path:
-    """Where the table of this device, these versions, shapes and model is kept."""
-    key = {
-        "device": device_text(device),
-        "node": platform.node(),
-        "threads": torch.get_num_threads(),
-        "versions": [torch.__version__, __version__],
-        "kernels": kernels.implementation(device),
-        "model": base.model.model_dump(mode="json"),
-        "schedule": base.schedule,
-        "tile": base.tile,
-        "prefix": base.prefix,
-        "rows": rows,
-        "space": repr(space),
-        "inner": inner,
-    }
-    mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return env.cache_dir() / f"costs-{mark}.json"
+def costs_file(base: Plan, space: Space, rows: int, device: torch.device, inner: str) -> Path:
+    """Where the table of these shapes is kept, see `cache_file`."""
+    return cache_file(
+        "costs",
+        base,
+        device,
+        kernels=kernels.implementation(device),
+        tile=base.tile,
+        prefix=base.prefix,
+        rows=rows,
+        space=repr(space),
+        inner=inner,
+    )
 
 
 def load(path: Path) -> CostTable | None:
@@ -132,28 +116,8 @@ def load(path: Path) -> CostTable | None:
         return None
 
 
-def save(path: Path, table: CostTable) -> None:
-    """Write the cache file. Raises `OutputError`."""
-    keep(path, table.as_dict())
-
-
-def keep(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a file of the cache. Raises `OutputError`."""
-    try:
-        make_folder(path.parent)
-    except OSError as error:
-        raise OutputError(f"{path.parent}: {error} (SPARVAR_CACHE_DIR)") from error
-    write_whole(path, json.dumps(found, indent=1).encode())
-
-
 @torch.inference_mode()
-def measure(
-    base: Plan,
-    space: Space,
-    rows: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> CostTable:
+def measure(base: Plan, space: Space, rows: int, device: torch.device, dtype: torch.dtype) -> CostTable:
     """Time the ops of a site at every scale that may decide or be sparse, for ``rows`` batch rows (CFG counted)."""
     table = CostTable(device=device_text(device))
     generator = torch.Generator().manual_seed(0)
@@ -190,7 +154,7 @@ def measure(
             budgets = tuple((target, budget) for target in range(decision + 1, base.scales + 1))
             choice = Choice(("cs4a",) * len(base.layers), setting, decision, budgets=budgets)
             sparse = plan_of(base, space, choice)
-            context = SiteContext(Session.start(sparse, {}, _nothing), 0, scale)
+            context = SiteContext(Session.start(sparse, {}, _refuse), 0, scale)
             wanted = sparse.source_columns(scale)
             context.session.columns[0, wanted] = Columns(*kernels.select_columns(decided, wanted))
             columns = mapped_columns(context, rows)
@@ -217,7 +181,7 @@ def _decide(plan: Plan, scale: int, query: Tensor, key: Tensor, value: Tensor, f
     return sums
 
 
-def _nothing(kind: str, scale: int) -> Any:
+def _refuse(kind: str, scale: int) -> Any:
     raise AssertionError("timing compiles nothing")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sparvar.calibrate.budget import Effort
 from sparvar.calibrate.candidates.reductions import (
@@ -16,53 +16,48 @@ from sparvar.calibrate.candidates.reductions import (
     source_candidates,
 )
 from sparvar.calibrate.measure.runner import Runner
-from sparvar.scale_plans import Plan
 
 
-def measure_effects(
-    runner: Runner, base: Plan, effort: Effort, say: Callable[[str], None], *, prune: bool = True, skip: bool = False
-) -> Effects:
+def measure_effects(runner: Runner, effort: Effort, *, prune: bool = True, skip: bool = False) -> Effects:
     """Image MSE of every reduction alone, with dense attention, in ``effort.probes`` generations each.
 
     Sources are compared at one share of tokens; the other shares are measured from the one that does best. Of the
-    scales from which guidance may go every other one is measured: the damage of those between is the geometric mean of
+    scales from which guidance may go every other one is measured: the MSE of those between is the geometric mean of
     their neighbours', which on the shipped model is 0.1 and 0.2 dB from measuring them.
 
     Args:
         runner: draws.
-        base: the all-dense plan.
         effort: generations of each; sources are compared, and two scales pruned together, where it is ``fine``.
-        say: hears of progress.
         prune: tokens may be left out.
         skip: scales may be.
 
     Raises:
         CaptureError: ``skip``, and the model's images cannot be decoded before its last scale.
     """
-    probes = effort.probes
-    dense = runner.timed_dense(base, probes)
-    damage: dict[Reduction, float] = {}
+    base, probes = runner.base, effort.probes
+    dense = runner.time_dense(base, probes)
+    image_mse: dict[Reduction, float] = {}
 
     def measure(what: str, found: Sequence[Reduction]) -> None:
         for number, each in enumerate(found, start=1):
-            say(f"leaving out {what}: {number} of {len(found)}")
+            runner.progress.step(f"leaving out {what}: {number} of {len(found)}")
             plan = base.replace(**each.fields(len(base.layers)))
-            damage[each] = runner.measure(plan, "probe", probes, inner="eager").damage
+            image_mse[each] = runner.probe(plan, probes).image_mse
 
     guided = guided_candidates(base)
     measured = guided[::2] if len(guided) % 2 else [*guided[::2], guided[-1]]
-    if measured and runner.guided(base.replace(**measured[0].fields(len(base.layers)))):
+    if measured and runner.uses_guidance(base.replace(**measured[0].fields(len(base.layers)))):
         measure("guidance", measured)
         for at, each in enumerate(guided):
             if each not in measured:
-                damage[each] = math.sqrt(damage[guided[at - 1]] * damage[guided[at + 1]])
+                image_mse[each] = math.sqrt(image_mse[guided[at - 1]] * image_mse[guided[at + 1]])
     back = 1
     sources = source_candidates(base) if prune else []
     if not effort.fine:
         sources = sources[1:2] or sources  # two scales before: the best on the shipped model, by 4 dB
     measure("tokens, by source", sources)
     if sources:
-        best = min(sources, key=lambda each: damage[each])
+        best = min(sources, key=lambda each: image_mse[each])
         assert best.pruned is not None
         back = base.scales - best.pruned.source
         measure("tokens", pruned_candidates(base, best.pruned.source, effort.fine))
@@ -72,7 +67,4 @@ def measure_effects(
         measure(
             "scales and tokens", [one for each in skipped for one in skipped_pruned_candidates(base, each.skip, back)]
         )
-    return Effects(damage, dense.took, base.scales)
-
-
-__all__ = ["measure_effects"]
+    return Effects(image_mse, dense.scale_seconds, base.scales)

@@ -23,7 +23,7 @@ from sparvar.calibrate.candidates.candidate import (
     read_candidate,
 )
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
-from sparvar.calibrate.measure.pruning import PruningSums
+from sparvar.calibrate.measure.pruning import PruningSums, add_values
 from sparvar.errors import SparvarError, message
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.generation import Columns, Session
@@ -97,19 +97,19 @@ class Observer:
                 )
             )
         found = self.sites.setdefault((site.scale, site.layer), {name: {} for name in BY_CANDIDATE})
-        _add(found, "norm", _energy(out))
-        _add(found, "entropy", entropy.double().mean(dim=(0, 2)).tolist())
-        _add(found, "calls", [1.0])
+        add_values(found, "norm", _energy(out))
+        add_values(found, "entropy", entropy.double().mean(dim=(0, 2)).tolist())
+        add_values(found, "calls", [1.0])
         if self.pruning is not None and self._near is not None:
-            self.pruning.see(site.scale, site.layer, out, entropy, found)
-            _add(found, "sink", self._sink_mass(site.scale, sums))
+            self.pruning.add(site.scale, site.layer, out, entropy, found)
+            add_values(found, "sink", self._sink_mass(site.scale, sums))
             if site.scale >= self.space.first:
-                self._near.see(site.scale, sums, found)
+                self._near.add(site.scale, sums, found)
         if self.space.measured(site.scale):
             seen = Sample(self.base.grid(site.scale), self.base.tile, self.turn + site.layer)
             mass = seen.tiles(sums / sums.sum(-1, keepdim=True))
             view = _View(seen, seen.queries(query), key, value, scale, seen.queries(out), mass, found)
-            _add(found, "norm_seen", _energy(view.out))
+            add_values(found, "norm_seen", _energy(view.out))
             self._mapped(site, view)
             self._local(site, view)
         if site.scale in self.space.decisions:
@@ -152,7 +152,7 @@ class Observer:
                     wanted = plan.source_columns(site.scale)
                     if wanted not in chosen:
                         chosen[wanted] = Columns(*kernels.select_columns(self._sums[site.layer, decision], wanted))
-                    context = SiteContext(_shadow(plan), site.layer, site.scale)
+                    context = SiteContext(_candidate_session(plan), site.layer, site.scale)
                     context.session.columns[site.layer, wanted] = chosen[wanted]
                     columns = mapped_columns(context, view.query.shape[0])
                     candidate = ColumnCandidate(decision, setting, budget)
@@ -168,7 +168,7 @@ class Observer:
                             assert delta is not None
                             grown[first] = view.sample.queries(delta) - view.out
                         corrected = replace(candidate, correction=first)
-                        _add(view.found["errors"], corrected, _energy(sparse + grown[first]))
+                        add_values(view.found["errors"], corrected, _energy(sparse + grown[first]))
 
     def _local(self, site: SiteContext, view: _View) -> None:
         for pair, plan in self._csla.items():
@@ -194,9 +194,9 @@ class _View:
         columns = self.sample.columns(columns)
         tiles = kernels.QueryTiles(self.sample.grid, tile)
         sparse = attend_columns(self.query, self.key, self.value, columns, None, self.scale, tiles)
-        _add(self.found["errors"], candidate, _energy(sparse - self.out))
-        _add(self.found["kept"], candidate, [float(columns.counts.double().mean()) / self.mass.shape[-1]])
-        _add(self.found["recall"], candidate, [float(mass_on(columns, self.mass).mean())])
+        add_values(self.found["errors"], candidate, _energy(sparse - self.out))
+        add_values(self.found["kept"], candidate, [float(columns.counts.double().mean()) / self.mass.shape[-1]])
+        add_values(self.found["recall"], candidate, [float(mass_on(columns, self.mass).mean())])
         return sparse
 
 
@@ -250,7 +250,7 @@ class WindowMass:
             self._lists[key] = Columns(*kernels.local_columns(windows, device))
         return self._lists[key]
 
-    def see(self, scale: int, sums: Tensor, found: Sums) -> None:
+    def add(self, scale: int, sums: Tensor, found: Sums) -> None:
         """Add ``near``: ``distance/side`` to the share, for distances 0..scale - 1; the prefix is not counted."""
         near = found.setdefault("near", {})
         mass = sums / sums.sum(-1, keepdim=True)
@@ -260,7 +260,7 @@ class WindowMass:
                 if side > 2 * max(self.base.grid(source)) - 1:
                     continue
                 columns = self._columns(scale, source, side, sums.device)
-                _add(near, f"{scale - source}/{side}", [float((mass_on(columns, mass) - before).mean())])
+                add_values(near, f"{scale - source}/{side}", [float((mass_on(columns, mass) - before).mean())])
 
 
 def mass_on(columns: Columns, mass: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ def mass_on(columns: Columns, mass: Tensor) -> Tensor:
     return mass.gather(-1, at).mul_(inside).sum(-1)
 
 
-def _shadow(plan: Plan) -> Session:
+def _candidate_session(plan: Plan) -> Session:
     def refuse(kind: str, scale: int) -> Any:
         raise AssertionError("a candidate's session compiles nothing")
 
@@ -285,11 +285,6 @@ def _energy(tensor: Tensor) -> list[float]:
     norms = torch.linalg.vector_norm(rows, dim=0).double().square()
     found: list[float] = norms.view(tensor.shape[1], tensor.shape[3]).sum(-1).tolist()
     return found
-
-
-def _add(table: dict[Any, Any], name: str | Candidate, values: list[float]) -> None:
-    have = table.get(name)
-    table[name] = values if have is None else [a + b for a, b in zip(have, values, strict=True)]
 
 
 def as_record(sites: dict[tuple[int, int], Sums]) -> dict[str, Sums]:
@@ -312,9 +307,9 @@ def merged(records: list[dict[str, Sums]]) -> dict[tuple[int, int], Sums]:
             into = total.setdefault((scale, layer), {name: {} for name in BY_CANDIDATE})
             for name, values in sums.items():
                 if not isinstance(values, dict):
-                    _add(into, name, values)
+                    add_values(into, name, values)
                     continue
                 table = into.setdefault(name, {})
                 for key, more in values.items():
-                    _add(table, read_candidate(key) if name in BY_CANDIDATE else key, more)
+                    add_values(table, read_candidate(key) if name in BY_CANDIDATE else key, more)
     return total

@@ -15,6 +15,7 @@ from sparvar.calibrate.measure.costs import SHARES, CostTable
 from sparvar.compiler.find_sites import find_candidates
 from sparvar.kernels import Gpu, SiteWork, Work, gpu_fit, map_capacity, roofline_seconds
 from sparvar.kernels.common.torch_compat import flop_counter
+from sparvar.progress import Progress, Silent
 from sparvar.runtime.geometry import column_map
 from sparvar.scale_plans import Plan
 
@@ -29,9 +30,9 @@ ENDS = (SHARES[0], 1.0)
 _PRODUCTS = ("aten.bmm", "aten.baddbmm")
 
 
-def elsewhere(
+def work_outside_attention(
     model: nn.Module, draw: Callable[[], object], scales: int, dtype: torch.dtype = TARGET_DTYPE
-) -> tuple[float, float]:
+) -> Work:
     """FLOPs of a generation outside the attention of sites, and bytes of parameters that it reads.
 
     ``draw`` generates once, with the CFG rows that it always has; the matrix products and convolutions that run are
@@ -47,7 +48,7 @@ def elsewhere(
         draw()
     held = {id(parameter): parameter for parameter in model.parameters()}.values()
     sizes = (p.numel() * (dtype.itemsize if p.is_floating_point() else p.dtype.itemsize) for p in held)
-    return float(counter.flops), float(scales * sum(sizes))
+    return Work(float(counter.flops), float(scales * sum(sizes)), launches=0)
 
 
 class _Outside:
@@ -83,8 +84,8 @@ class _Outside:
         for handle in self._hooks:
             handle.remove()
 
-    def _settle(self) -> None:
-        """Book what was counted since the last border as attention, if that was within a site."""
+    def _count_attention(self) -> None:
+        """Count what ran since a site was last entered or left as attention, if that was within one."""
         now: dict[str, int] = defaultdict(int)
         for op, flops in self._counter.get_flop_counts().get("Global", {}).items():
             if str(op) in _PRODUCTS or "attention" in str(op):
@@ -94,11 +95,11 @@ class _Outside:
         self._since = now
 
     def _enter(self, inside: bool, *_: object) -> None:
-        self._settle()
+        self._count_attention()
         self._inside.append(inside)
 
     def _leave(self, *_: object) -> None:
-        self._settle()
+        self._count_attention()
         self._inside.pop()
 
 
@@ -107,10 +108,9 @@ def target_costs(
     space: Space,
     rows: int,
     gpu: Gpu,
-    dtype: torch.dtype,
-    flops_elsewhere: float,
-    bytes_elsewhere: float,
-    say: Callable[[str], None] = lambda text: None,
+    rest: Work,
+    dtype: torch.dtype = TARGET_DTYPE,
+    progress: Progress | None = None,
 ) -> CostTable:
     """The table that `costs.measure` makes by timing, and its ``dense_seconds``, as a roofline of a named GPU.
 
@@ -119,10 +119,9 @@ def target_costs(
         space: what calibration chooses from.
         rows: batch rows of a site, CFG counted.
         gpu: from `sparvar.kernels.find_gpu`.
+        rest: of a generation outside attention, see `work_outside_attention`.
         dtype: of activations there, see `TARGET_DTYPE`.
-        flops_elsewhere: of a generation outside attention, see `elsewhere`.
-        bytes_elsewhere: likewise.
-        say: gets a line about whatever does not suit the GPU, and about a compilation that took long.
+        progress: hears of whatever does not suit the GPU, and of a compilation that took long.
 
     The output correction's cost holds its reading by the sparse kernel. ``extra`` is empty: what a graph costs around
     its op is not known without the GPU.
@@ -131,11 +130,14 @@ def target_costs(
         KernelError: the GPU cannot run the kernels for this dtype and head dimension, or Triton is missing.
     """
     heads, dim = base.model.heads, base.model.head_dim
+    progress = progress or Silent()
     fit = gpu_fit(gpu, dtype, dim)
     if fit.seconds > SLOW_COMPILE:
-        say(f"compiled the attention kernels for {gpu.name} once, in {fit.seconds:.0f} s; nothing was run there")
+        progress.step(
+            f"compiled the attention kernels for {gpu.name} once, in {fit.seconds:.0f} s; nothing was run there"
+        )
     for note in fit.notes:
-        say(f"note: {note}; the roofline does not count that")
+        progress.step(f"note: {note}; the roofline does not count that")
     site = SiteWork(rows, heads, dim, dtype, gpu.hip)
 
     def seconds(work: Work) -> float:
@@ -160,7 +162,6 @@ def target_costs(
             site, base, scale, gpu
         )
         table.sparse[scale] = _line(site, base, scale, seconds)
-    rest = Work(flops_elsewhere, bytes_elsewhere, launches=0)
     attention = sum(seconds(site.dense(base.tokens(k), base.keys(k))) for k in range(1, base.scales + 1))
     table.dense_seconds = len(base.layers) * attention + seconds(rest)
     return table

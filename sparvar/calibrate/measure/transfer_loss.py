@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
-from sparvar.calibrate.measure.runner import LEAST_MSE, Measured
+from sparvar.calibrate.measure.measured import LEAST_MSE, Measured
 from sparvar.errors import OptionError, SparvarError, message
 from sparvar.models.subject import Subject
+from sparvar.progress import Progress, Silent
 from sparvar.scale_plans import Plan, schedule_text
 
 
@@ -24,7 +25,7 @@ def compare_plans(
     images: int,
     seed: int,
     inner: str,
-    say: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Dense images and the plan's, in turns after one of each that compiles and warms up.
 
@@ -37,7 +38,7 @@ def compare_plans(
         images: how many, at least 1.
         seed: of the first image.
         inner: compiler of the plan's graphs.
-        say: gets a line before each generation.
+        progress: hears of each generation.
 
     Returns:
         ``psnr_db`` and ``seconds`` of every image with ``psnr_db_mean``, ``psnr_db_least`` and ``seconds_median``;
@@ -60,7 +61,7 @@ def compare_plans(
                 "carry it over with sparvar.scale_plans.transfer.plan",
             )
         )
-    model = subject.model
+    model, progress = subject.model, progress or Silent()
     compile(model, plan, inner=inner)
     attachment = attachment_of(model)
     assert attachment is not None
@@ -80,13 +81,13 @@ def compare_plans(
 
     errors, seconds, dense_seconds = [], [], []
     try:
-        say("compiling")
+        progress.step("compiling")
         draw(0, dense=False)
         draw(0, dense=True)
         for number in range(images):
-            say(f"image {number + 1} of {images}, dense")
+            progress.step(f"image {number + 1} of {images}, dense")
             reference, dense_time = draw(number, dense=True)
-            say(f"image {number + 1} of {images}, with the plan")
+            progress.step(f"image {number + 1} of {images}, with the plan")
             image, sparse_time = draw(number, dense=False)
             errors.append(max(float((image - reference).square().mean()), LEAST_MSE))
             seconds.append(sparse_time)

@@ -2,8 +2,8 @@
 
 A problem is a set of *cases* (decision scale, index map, correction). Within a case every layer takes one policy and
 every sparse scale one option per policy; error at a scale is a power law of the weighted squared errors of its layers,
-and both damage and seconds add up over scales. Given the layers' policies the scales are independent, so that merging
-their Pareto fronts gives the optimum; over the layers' policies it is branch and bound.
+and both image MSE and seconds add up over scales. Given the layers' policies the scales are independent, so that
+merging their Pareto fronts gives the optimum; over the layers' policies it is branch and bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ScaleOptions:
         mapped_seconds: seconds of one site more than dense, per option [J]; usually negative.
         local: the same for csla, [M, L].
         local_seconds: [M].
-        factor: damage is ``factor * error ** power``.
+        factor: image MSE is ``factor * error ** power``.
         power: see ``factor``.
         must_map: option 0 is not open to cs4a layers here (the first sparse scale makes the correction).
     """
@@ -65,13 +65,13 @@ class Case:
         tag: handed back in the answer.
         decide_seconds: what one deciding site costs more than a dense one.
         scales: every scale that may be sparse, ascending.
-        damage, seconds: of what the case leaves out beside columns, whatever its layers do; seconds more than dense.
+        image_mse, seconds: of what the case leaves out beside columns, whatever its layers do; seconds more than dense.
     """
 
     tag: Any
     decide_seconds: float
     scales: tuple[ScaleOptions, ...]
-    damage: float = 0.0
+    image_mse: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -91,7 +91,7 @@ class Answer:
         tag: of its case.
         layers: number of the policy (see `POLICIES`) per layer.
         options: (cs4a option, csla option) per scale, as in the case.
-        damage: predicted.
+        image_mse: predicted.
         seconds: more than the all-dense plan; negative is faster.
         exact: nothing better exists in the problem.
     """
@@ -99,25 +99,27 @@ class Answer:
     tag: Any
     layers: tuple[int, ...]
     options: tuple[tuple[int, int], ...]
-    damage: float
+    image_mse: float
     seconds: float
     exact: bool
 
 
 def solve(
-    cases: Sequence[Case], layers: int, *, max_damage: float | None = None, max_seconds: float | None = None
+    cases: Sequence[Case], layers: int, *, max_image_mse: float | None = None, max_seconds: float | None = None
 ) -> Answer | None:
-    """Least seconds within ``max_damage``; or, with ``max_seconds`` alone, least damage within those seconds.
+    """Least seconds within ``max_image_mse``; or, with ``max_seconds`` alone, least image MSE within those seconds.
 
-    With both, the least seconds within the damage; None where that is more than ``max_seconds``. None also where no
+    With both, the least seconds within the image MSE; None where that is more than ``max_seconds``. None also where no
     choice is within the limit. Ties are broken towards what comes first, so that the answer is always the same.
     """
-    by_time = max_damage is not None
-    limit = max_damage if max_damage is not None else max_seconds
+    by_time = max_image_mse is not None
+    limit = max_image_mse if max_image_mse is not None else max_seconds
     if limit is None:
-        raise ValueError("solve: max_damage or max_seconds must be given")
+        raise ValueError("solve: max_image_mse or max_seconds must be given")
     exact = len(POLICIES) ** layers <= EXACT_ASSIGNMENTS
-    searches = [_Search(case, layers, by_time, limit, exact) for case in cases if not by_time or case.damage <= limit]
+    searches = [
+        _Search(case, layers, by_time, limit, exact) for case in cases if not by_time or case.image_mse <= limit
+    ]
     best = _best_first(searches, layers) if exact else _around(searches, by_time)
     if best is None or (by_time and max_seconds is not None and best.seconds > max_seconds):
         return None
@@ -167,7 +169,7 @@ def _around(searches: Sequence[_Search], by_time: bool) -> Answer | None:
 
 
 def _value(answer: Answer, by_time: bool) -> float:
-    return answer.seconds if by_time else answer.damage
+    return answer.seconds if by_time else answer.image_mse
 
 
 class _Search:
@@ -175,7 +177,7 @@ class _Search:
         self.case, self.layers, self.by_time, self.limit, self.exact = case, layers, by_time, limit, exact
 
     def _points(self, scale: ScaleOptions, assignment: Array) -> tuple[Array, Array]:
-        """Damage and seconds [J * M, A] of every joint option for assignments [L, A] of policy numbers."""
+        """Image MSE and seconds [J * M, A] of every joint option for assignments [L, A] of policy numbers."""
         mapped, local = (assignment == 1).astype(float), (assignment == 2).astype(float)
         error = _summed(scale.mapped, mapped)[:, None] + _summed(scale.local, local)[None]
         seconds = (scale.mapped_seconds[:, None] * mapped.sum(0))[:, None] + (
@@ -184,9 +186,9 @@ class _Search:
         if scale.must_map:
             error[0] = np.where(mapped.sum(0) > 0, np.inf, error[0])
         flat = error.reshape(-1, assignment.shape[1])
-        damage = np.power(flat, scale.power, where=flat > 0, out=np.zeros_like(flat))
-        damage = np.where(np.isinf(flat), np.inf, scale.factor * np.where(np.isinf(flat), 0.0, damage))
-        return damage, seconds.reshape(damage.shape)
+        image_mse = np.power(flat, scale.power, where=flat > 0, out=np.zeros_like(flat))
+        image_mse = np.where(np.isinf(flat), np.inf, scale.factor * np.where(np.isinf(flat), 0.0, image_mse))
+        return image_mse, seconds.reshape(image_mse.shape)
 
     def _fixed(self, assignment: Array) -> Array:
         total: Array = self.case.seconds + (assignment == 1).sum(0) * self.case.decide_seconds
@@ -195,7 +197,7 @@ class _Search:
     @property
     def least(self) -> float:
         """No choice within the case has less of what is minimised."""
-        return self.case.least_seconds if self.by_time else self.case.damage
+        return self.case.least_seconds if self.by_time else self.case.image_mse
 
     def bounds(self, assignment: Array, multipliers: Array) -> Array:
         """A lower bound of what is minimised, per assignment: the best Lagrangian relaxation of the limit.
@@ -210,8 +212,8 @@ class _Search:
             for used, goal in parts:
                 total += (goal + multiplier * used).min(0)
             if self.by_time:
-                return total + fixed + multiplier * (self.case.damage - self.limit)
-            return total + self.case.damage + multiplier * (fixed - self.limit)
+                return total + fixed + multiplier * (self.case.image_mse - self.limit)
+            return total + self.case.image_mse + multiplier * (fixed - self.limit)
 
         found = np.array([relaxed(multiplier) for multiplier in multipliers])
         best: Array = found.max(0)
@@ -230,8 +232,8 @@ class _Search:
         """The optimum for one assignment [L], if it is below ``cutoff``."""
         column = assignment[:, None]
         fixed = float(self._fixed(column)[0])
-        damage_of, seconds_of = np.array([self.case.damage]), np.array([fixed])
-        used_front, goal_front = (damage_of, seconds_of) if self.by_time else (seconds_of, damage_of)
+        mse_of, seconds_of = np.array([self.case.image_mse]), np.array([fixed])
+        used_front, goal_front = (mse_of, seconds_of) if self.by_time else (seconds_of, mse_of)
         picks = np.zeros((1, 0), dtype=np.int64)
         parts = [(used[:, 0], goal[:, 0]) for used, goal in self._parts(column)]
         for at, (used, goal) in enumerate(parts):
@@ -253,9 +255,9 @@ class _Search:
             return None
         widths = [scale.local.shape[0] for scale in self.case.scales]
         options_of = tuple(divmod(number, width) for number, width in zip(picked, widths, strict=True))
-        damage_total, seconds_total = (used_total, goal_total) if self.by_time else (goal_total, used_total)
+        mse_total, seconds_total = (used_total, goal_total) if self.by_time else (goal_total, used_total)
         policies = tuple(int(policy) for policy in assignment)
-        return Answer(self.case.tag, policies, options_of, damage_total, seconds_total, True)
+        return Answer(self.case.tag, policies, options_of, mse_total, seconds_total, True)
 
     def _thinned(self, front: NDArray[np.int64]) -> NDArray[np.int64]:
         """At most `FRONT_POINTS` of a front, its ends among them, where the search is not exact anyway."""
@@ -280,7 +282,7 @@ class _Search:
                 bounds = self.bounds(near, MULTIPLIERS)
                 better: Answer | None = None
                 for number in np.argsort(bounds, kind="stable"):
-                    if bounds[number] >= current.seconds if self.by_time else bounds[number] >= current.damage:
+                    if bounds[number] >= current.seconds if self.by_time else bounds[number] >= current.image_mse:
                         break
                     better = self.best(near[:, number], _value(current, self.by_time) - 1e-12)
                     if better is not None:

@@ -7,20 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparvar.calibrate.candidates.space import Choice
-from sparvar.calibrate.measure.runner import LEAST_MSE, Measured
+from sparvar.calibrate.measure.measured import LEAST_MSE, Measured
 from sparvar.scale_plans import Plan
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan of one round: damage (MSE) and seconds as predicted, and what running it gave.
+    """A plan of one round.
 
-    ``gain`` is the solver's own figure, seconds more than dense: free of what was timed during the rounds. ``begin`` is
-    the number of the first check image that it ran on.
+    Attributes:
+        plan: what was solved.
+        image_mse, seconds: predicted.
+        exact: nothing better exists in the solver's problem.
+        measured: what running it gave; None where it was not run.
+        gain: seconds more than dense by the solver's own figure, free of what was timed during the rounds.
+        choice: the decisions that the plan was made of.
+        begin: number of the first check image that it ran on.
     """
 
     plan: Plan
-    damage: float
+    image_mse: float
     seconds: float
     exact: bool
     measured: Measured | None
@@ -30,7 +36,7 @@ class Trial:
 
     def predicted(self) -> dict[str, float]:
         """PSNR (dB; 100 where the plan is dense) and seconds before it was run."""
-        return {"psnr_db": decibels(self.damage), "seconds": self.seconds}
+        return {"psnr_db": -10 * math.log10(max(self.image_mse, LEAST_MSE)), "seconds": self.seconds}
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -46,35 +52,53 @@ class Trial:
 
 @dataclass(frozen=True)
 class Held:
-    """What the held-out images said: generations, the largest relative output error of a site, and how often tried.
+    """What the held-out images said.
 
-    ``expected``: their mean PSNR (dB) as foretold before the plan ran on them, of which ``easier`` because they have
-    less detail than those that checked it. ``seconds``: the median foretold, which is that of the images that checked
-    it where the plan ran on this machine, and else the solver's.
+    Attributes:
+        measured: their generations.
+        error: the largest relative output error of a site; None where it was not asked for.
+        attempts: sets of held-out images that were run.
+        psnr_db: their mean PSNR as predicted before the plan ran on them.
+        detail_gain_db: how much of that comes from less detail than the images have that checked the plan.
+        seconds: predicted: the median of the images that checked it where the plan ran on this machine, and else the
+            solver's.
     """
 
     measured: Measured
     error: float | None
     attempts: int
-    expected: float
-    easier: float
+    psnr_db: float
+    detail_gain_db: float
     seconds: float
 
-    def foretold(self) -> dict[str, float]:
-        """PSNR (dB), seconds, and the dB of them that less detail makes."""
-        return {"psnr_db": self.expected, "seconds": self.seconds, "easier_db": self.easier}
+    def predicted(self) -> dict[str, float]:
+        """JSON values of what was predicted."""
+        return {"psnr_db": self.psnr_db, "seconds": self.seconds, "detail_gain_db": self.detail_gain_db}
 
 
-def decibels(damage: float) -> float:
-    """PSNR of a damage; 100 dB where there is none."""
-    return -10 * math.log10(max(damage, LEAST_MSE))
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search ends with.
+
+    Attributes:
+        chosen: the plan that held-out images have confirmed, or the dense one.
+        held: these images.
+        trials: every plan that was run on check images.
+        front: predicted ``seconds`` of the best plan for a row of PSNRs (``psnr_db``).
+        nearest: in words, the best sparse plan where the chosen one is dense.
+        per_image: what came of a choice per image, for ``calibration.json``; None where it was not asked for.
+    """
+
+    chosen: Trial
+    held: Held
+    trials: tuple[Trial, ...]
+    front: list[dict[str, float]]
+    nearest: str | None
+    per_image: dict[str, Any] | None
 
 
-def plain(plan: Plan) -> bool:
+def leaves_nothing_out(plan: Plan) -> bool:
     """Whether a plan draws every token and row of every scale with dense attention, over a whole cache or not."""
     sites = ((scale, layer) for scale in range(1, plan.scales + 1) for layer in range(len(plan.layers)))
     sparse = any(plan.attention_kind(scale, layer) != "dense" for scale, layer in sites)
     return not sparse and not plan.reduces and not plan.shortens
-
-
-__all__ = ["Held", "Trial", "decibels", "plain"]

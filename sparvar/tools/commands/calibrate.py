@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparvar.calibrate import Budget, Calibration, Effort
-from sparvar.calibrate import calibrate as run
+from sparvar.calibrate import Budget, Calibration, CalibrationOptions, Effort, finish_calibration, start_calibration
 from sparvar.errors import SparvarError, message
 from sparvar.tools import output
 from sparvar.tools.commands.demo import Inner, choose_inner
 from sparvar.tools.console import as_json, handled, notes
 from sparvar.tools.console import output as results
+from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
 from sparvar.tools.reports.calibration_page import page, require_plots
 
@@ -101,49 +100,25 @@ def calibrate(
     output.prepare(out.parent, (out.name, JSON_NAME, PAGE_NAME))
     require_plots()
     subject = find_subject(model, checkpoint)
-    console = notes()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    compiled = choose_inner(inner)
+    options = CalibrationOptions(
+        seed=seed,
+        inner=inner.value if compiled == "inductor" else compiled,
+        effort=EFFORTS[effort],
+        images=images,
+        target=target,
+        resume=resume,
+        reduce=reduce,
+        skip=skip_scales,
+        per_image=per_image,
+        seconds_in_all=max_seconds_total,
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        plain = not console.is_terminal
-
-        def say(text: str) -> None:
-            bar.update(task, description=text, advance=1)
-            if plain:
-                console.print(text, markup=False)
-
-        def plan_steps(effort: Effort) -> None:
-            how = "thorough" if effort.fine else "quick"
-            say(f"a {how} search with {effort.checks} images, {effort.held_out} more held out")
-            bar.update(task, total=float(STEPS[effort.fine]))
-
-        compiled = choose_inner(inner)
-        started = time.monotonic()
-        found = run(
-            subject,
-            labels,
-            budget,
-            out.parent / f"{out.name}.work",
-            seed=seed,
-            inner=inner.value if compiled == "inductor" else compiled,
-            effort=EFFORTS[effort],
-            images=images,
-            target=target,
-            resume=resume,
-            reduce=reduce,
-            skip=skip_scales,
-            per_image=per_image,
-            seconds_in_all=max_seconds_total,
-            say=say,
-            chosen=plan_steps,
-        )
-        found.report["command_seconds"] = time.monotonic() - started
+    started = time.monotonic()
+    work = out.parent / f"{out.name}.work"
+    with ProgressBar(notes()) as bar, start_calibration(subject, labels, budget, work, options, bar) as pipeline:
+        bar.expect(STEPS[pipeline.effort.fine])
+        found = finish_calibration(pipeline)
+    found.report["command_seconds"] = time.monotonic() - started
     output.write_all(
         out.parent,
         {

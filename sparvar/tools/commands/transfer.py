@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sparvar.calibrate import Subject, compare_plans
@@ -18,6 +17,7 @@ from sparvar.tools import output
 from sparvar.tools.commands.demo import Inner, choose_inner
 from sparvar.tools.console import handled, notes
 from sparvar.tools.console import output as results
+from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
 from sparvar.version import __version__
 
@@ -61,18 +61,8 @@ def transfer(
     output.prepare_file(out)
     subject = choose_schedule(find_subject(model, checkpoint), size, schedule)
     target = carry(source, subject.schedule, prefix=subject.prefix)
-    console = notes()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=2.0 * images + 1)
-        plain = not console.is_terminal
-
-        def say(text: str) -> None:
-            bar.update(task, description=text, advance=1)
-            if plain:
-                console.print(text, markup=False)
-
-        found = compare_plans(subject, target, labels, images, seed, choose_inner(inner), say)
+    with ProgressBar(notes(), 2 * images + 1) as bar:
+        found = compare_plans(subject, target, labels, images, seed, choose_inner(inner), bar)
     finished = with_loss(target, found, str(next(subject.model.parameters()).device))
     output.write_all(out.parent, {out.name: finished.dumps().encode()})
     screen = results()

@@ -328,10 +328,10 @@ def sinks(plan: Plan, report: Report) -> Section:
 
 
 def pruning_curve(plan: Plan, report: Report) -> Section:
-    """Damage against pruned tokens."""
-    title = "Pruning tokens: damage against share"
+    """Image MSE against pruned tokens."""
+    title = "Pruning tokens: image error against share"
     pruning = report.get("pruning") or {}
-    points = sorted((100 * p["pruned_share"], p["damage"], p["alpha_max"]) for p in pruning.get("alpha_curve") or ())
+    points = sorted((100 * p["pruned_share"], p["image_mse"], p["alpha_max"]) for p in pruning.get("alpha_curve") or ())
     if not points:
         return Section(title, "Token pruning was not tried.")
     chosen = pruning.get("alpha")
@@ -344,7 +344,7 @@ def pruning_curve(plan: Plan, report: Report) -> Section:
             if number % every == 0:
                 axes.annotate(f"{alpha:g}", (x, y), (0, 8), textcoords="offset points", ha="center")
         if chosen is not None:
-            place = 100 * chosen["pruned_share"], chosen["damage"]
+            place = 100 * chosen["pruned_share"], chosen["image_mse"]
             axes.scatter(*place, marker="*", s=190, color=INK, zorder=4)
         if min(y for _, y, _ in points) > 0:
             axes.set_yscale("log")
@@ -360,4 +360,6 @@ def pruning_curve(plan: Plan, report: Report) -> Section:
         text += f" The star is the plan's {ALPHA} min {chosen['alpha_min']:g} and max {chosen['alpha_max']:g}."
     else:
         text += " None was chosen: tokens are not to be pruned."
-    return Section(title, text, f"Damage at {plural(len(points), 'value')} of alpha max.", draw, 3.2)
+    return Section(
+        title, text, f"Mean squared error of the image at {plural(len(points), 'value')} of alpha max.", draw, 3.2
+    )

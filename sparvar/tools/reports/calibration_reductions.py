@@ -59,7 +59,7 @@ def left_out(plan: Plan, report: Report) -> Section | None:
     count = sum(map(len, groups.values()))
     return Section(
         "What else can be left out",
-        "Each point is a reduction alone, with dense attention: up and to the right is better. Damage adds up, so that"
+        "Each point is a reduction alone, with dense attention: up and to the right is better. Errors add up, so that"
         " a plan near the budget takes those that cost least for what they save. Names say what is left out: guidance"
         " from a scale on, or the share of a scale's tokens that is computed, and what the rest is made from.",
         f"PSNR against time saved of {plural(count, 'reduction')}.",
