@@ -61,7 +61,7 @@ def calibrate(
         budget: see `Budget`.
         work: folder of the journal; one calibration at a time.
         options: seed, compiler, effort and what may be left out; see `CalibrationOptions`.
-        progress: hears of every step.
+        progress: told of every step.
 
     Raises:
         OptionError: no prompts, a journal of another run, an unknown target, or SSIM asked where it cannot be had.

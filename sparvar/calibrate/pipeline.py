@@ -10,7 +10,7 @@ from sparvar.calibrate.budget import Budget, Effort
 from sparvar.calibrate.candidates.candidate import Setting
 from sparvar.calibrate.candidates.compression import choose_compression
 from sparvar.calibrate.candidates.space import SETTINGS_KEPT, Space
-from sparvar.calibrate.fit.predict import preferred
+from sparvar.calibrate.fit.predict import best_settings
 from sparvar.calibrate.fit.thresholds import choose_thresholds
 from sparvar.calibrate.measure import costs as cost_tables
 from sparvar.calibrate.measure.cache import write_cache
@@ -133,7 +133,7 @@ class Pipeline:
         self.runner.progress.step(f"comparing {len(space.settings)} index maps, sink spans and windows")
         screening = space.screening(base.scales)
         sites = merged([observe(self.runner, "screen", screening, 0, full=False)["sites"]])
-        kept, scores = preferred(sites, base, screening, SETTINGS_KEPT)
+        kept, scores = best_settings(sites, base, screening, SETTINGS_KEPT)
         return space.narrowed(kept), scores
 
     def _costs(self, probes: Probes, rows: int) -> tuple[CostTable, bool]:

@@ -64,7 +64,7 @@ def test_a_sparse_plan_and_a_loop_that_ran_nothing_name_none() -> None:
 
 def test_a_scale_that_was_not_probed_takes_the_law_of_the_nearest() -> None:
     known = Sensitivity((1.0, 2.0), {11: 0.1, 13: 0.3}, {11: 0.2, 13: 0.5})
-    found = known.of(range(9, 14))
+    found = known.at_scales(range(9, 14))
     assert found.factors == {9: 0.1, 10: 0.1, 11: 0.1, 12: 0.3, 13: 0.3}
     assert found.powers == {9: 0.2, 10: 0.2, 11: 0.2, 12: 0.5, 13: 0.5} and found.weights == known.weights
 

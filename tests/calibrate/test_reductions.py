@@ -10,16 +10,16 @@ import pytest
 from sparvar.calibrate.candidates.candidate import Setting
 from sparvar.calibrate.candidates.compression import Compression, compressed_cases
 from sparvar.calibrate.candidates.reductions import (
-    NOTHING,
+    NO_REDUCTION,
     Effects,
     Pruned,
     Reduction,
-    expanded,
     guided_candidates,
     pruned_candidates,
     skipped_candidates,
     skipped_pruned_candidates,
     source_candidates,
+    with_reductions,
 )
 from sparvar.calibrate.fit.predict import Tag
 from sparvar.calibrate.measure.measured import Measured
@@ -50,7 +50,7 @@ def test_every_candidate_is_a_sound_plan() -> None:
     for each in found:
         plan = base().replace(**each.fields(2))
         assert not plan.all_dense
-    assert base().replace(**NOTHING.fields(2)).digest == base().digest
+    assert base().replace(**NO_REDUCTION.fields(2)).digest == base().digest
 
 
 def test_small_grids_have_fewer() -> None:
@@ -67,7 +67,7 @@ def test_sums_and_front() -> None:
     assert EFFECTS.saves(both) == pytest.approx(0.5 + 0.95 * 4)
     front = EFFECTS.front()
     # dropping guidance from scale 5 on costs more than pruning and saves less: alone it is never the best
-    assert front == [NOTHING, HALF, FEW, Reduction(6, FEW.pruned), both]
+    assert front == [NO_REDUCTION, HALF, FEW, Reduction(6, FEW.pruned), both]
 
 
 def case(decision: int) -> Case:
@@ -76,7 +76,7 @@ def case(decision: int) -> Case:
 
 
 def test_cases() -> None:
-    found = expanded([case(5)], [NOTHING, Reduction(5, FEW.pruned)], EFFECTS)
+    found = with_reductions([case(5)], [NO_REDUCTION, Reduction(5, FEW.pruned)], EFFECTS)
     assert [each.seconds for each in found] == pytest.approx([0.0, -4.3])
     assert [each.image_mse for each in found] == pytest.approx([0.0, 5e-4])
     # a twentieth of the last scale is left: a tenth of its tokens, of half of its rows
@@ -89,7 +89,7 @@ def test_cases() -> None:
 def test_columns_are_decided_before_tokens_are_pruned() -> None:
     late = Reduction(pruned=Pruned(3, ((5, 0.5), (6, 0.1))))
     effects = Effects({late: 1e-4}, EFFECTS.blocks, 6)
-    assert [each.tag.decision for each in expanded([case(4), case(5)], [late], effects)] == [4]
+    assert [each.tag.decision for each in with_reductions([case(4), case(5)], [late], effects)] == [4]
 
 
 SHORT = Reduction(skip=1)
@@ -105,13 +105,13 @@ def test_a_skipped_scale_costs_nothing_and_saves_all_of_it() -> None:
     assert effects.predicted_mse(both) == pytest.approx(5e-4 + 3e-4 - 1e-4)
     assert effects.saves(both) == pytest.approx(4.0 + 0.95)
     front = effects.front()
-    assert front == [NOTHING, HALF, EARLY, SHORT, SHORT_FEW, both]
+    assert front == [NO_REDUCTION, HALF, EARLY, SHORT, SHORT_FEW, both]
     assert not any(each.skip and each.conditional_from > 5 for each in front), "guidance of a skipped scale"
 
 
 def test_cases_of_skipped_scales_decide_before_and_take_no_options_there() -> None:
     effects = Effects({SHORT: 4e-4}, EFFECTS.blocks, 6)
-    found = expanded([case(4), case(5)], [SHORT], effects)
+    found = with_reductions([case(4), case(5)], [SHORT], effects)
     assert [each.tag.decision for each in found] == [4], "a scale that is drawn must come after the decision"
     assert found[0].seconds == pytest.approx(-4.0) and found[0].image_mse == pytest.approx(4e-4)
     assert found[0].scales[0].mapped_seconds[0] == 0 and found[0].scales[0].factor == 0

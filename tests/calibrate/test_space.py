@@ -15,7 +15,7 @@ from sparvar.calibrate.candidates.candidate import (
     read_candidate,
 )
 from sparvar.calibrate.candidates.space import Choice, default_space, plan_of, sink_spans
-from sparvar.calibrate.fit.predict import candidates_of, preferred
+from sparvar.calibrate.fit.predict import best_settings, candidates_of
 from sparvar.calibrate.measure.images import split_prompts
 from sparvar.calibrate.search.solver import MULTIPLIERS, ScaleOptions, _Search, solve
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan
@@ -100,7 +100,7 @@ def test_a_setting_that_only_keeps_more_keys_is_not_preferred() -> None:
             # ``wide`` has the same error as ``good`` for half as many keys again.
             sums["errors"][candidate] = [factor * 0.01 / budget] * 2  # type: ignore[index]
             sums["kept"][candidate] = [more * budget]  # type: ignore[index]
-    kept, scores = preferred({(12, layer): sums for layer in range(3)}, base, space, 1)
+    kept, scores = best_settings({(12, layer): sums for layer in range(3)}, base, space, 1)
     assert kept == [good]
     assert scores[good] == pytest.approx(scores[bad] / 3)
     assert scores[wide] == pytest.approx(1.5 * scores[good])

@@ -90,7 +90,7 @@ class Reduction:
         return dict(self.pruned.keep).get(scale, 1.0) if self.pruned is not None else 1.0
 
 
-NOTHING = Reduction()
+NO_REDUCTION = Reduction()
 
 
 def guided_candidates(base: Plan) -> list[Reduction]:
@@ -166,7 +166,7 @@ class Effects:
     def front(self) -> list[Reduction]:
         """Reductions, and what dropped guidance adds to them, of which no other saves more at less image MSE."""
         guided = [0, *(each.conditional_from for each in self.image_mse if each.conditional_from)]
-        rest = [NOTHING, *(each for each in self.image_mse if not each.conditional_from)]
+        rest = [NO_REDUCTION, *(each for each in self.image_mse if not each.conditional_from)]
         pairs = [
             replace(each, conditional_from=first)
             for first, each in itertools.product(guided, rest)
@@ -184,15 +184,15 @@ class Effects:
     def predicted_mse(self, reduction: Reduction) -> float:
         """Image MSE of a reduction: parts add up, and so do scales without guidance, of which some are skipped."""
         rest = replace(reduction, conditional_from=0)
-        total = self.image_mse[rest] if rest != NOTHING else 0.0
+        total = self.image_mse[rest] if rest != NO_REDUCTION else 0.0
         if reduction.conditional_from:
             total += self.image_mse[Reduction(reduction.conditional_from)]
             if reduction.skip:
                 total -= self.image_mse.get(Reduction(self.scales - reduction.skip + 1), 0.0)
-        return max(total, 0.0) if rest == NOTHING else max(total, self.image_mse[rest])
+        return max(total, 0.0) if rest == NO_REDUCTION else max(total, self.image_mse[rest])
 
 
-def expanded(cases: Sequence[Case], reductions: Iterable[Reduction], effects: Effects) -> list[Case]:
+def with_reductions(cases: Sequence[Case], reductions: Iterable[Reduction], effects: Effects) -> list[Case]:
     """Every case with every reduction: its scales' options cost and harm the share of tokens that is left."""
     found = []
     for reduction in reductions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparvar.calibrate.candidates.candidate import Setting
-from sparvar.calibrate.candidates.reductions import NOTHING, Reduction
+from sparvar.calibrate.candidates.reductions import NO_REDUCTION, Reduction
 from sparvar.scale_plans import INDEX_MAPS, Plan
 
 SINK_SHARES = (0.003, 0.01, 0.03)
@@ -131,7 +131,7 @@ class Choice:
     correction: bool = False
     budgets: tuple[tuple[int, float], ...] = ()
     windows: tuple[tuple[int, int], ...] = ()
-    reduction: Reduction = NOTHING
+    reduction: Reduction = NO_REDUCTION
 
     @property
     def correction_budget(self) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparvar.calibrate.candidates.candidate import Candidate, ColumnCandidate, Setting, WindowCandidate
-from sparvar.calibrate.candidates.reductions import NOTHING, Reduction
+from sparvar.calibrate.candidates.reductions import NO_REDUCTION, Reduction
 from sparvar.calibrate.candidates.space import Choice, Space
 from sparvar.calibrate.measure.costs import CostTable
 from sparvar.calibrate.measure.observe import Sums
@@ -43,7 +43,7 @@ class Sensitivity:
     factors: dict[int, float]
     powers: dict[int, float]
 
-    def of(self, scales: Iterable[int]) -> Sensitivity:
+    def at_scales(self, scales: Iterable[int]) -> Sensitivity:
         """The same for all of ``scales``: one that was not probed takes the law of the nearest, the later of two."""
         near = {scale: min(self.factors, key=lambda known: (abs(known - scale), -known)) for scale in scales}
         factors, powers = ({scale: table[at] for scale, at in near.items()} for table in (self.factors, self.powers))
@@ -56,9 +56,9 @@ class Tag:
 
     decision: int
     setting: Setting
-    first: float | None
+    correction: float | None
     budgets: tuple[tuple[float, ...], ...]
-    reduction: Reduction = NOTHING
+    reduction: Reduction = NO_REDUCTION
 
 
 def relative_errors(sites: Sites, scale: int, layers: int, candidate: Candidate) -> list[float]:
@@ -75,7 +75,7 @@ def kept_share(sites: Sites, scale: int, layers: int, candidate: Candidate) -> f
     return float(sum(site["kept"][candidate][0] for site in found) / sum(site["calls"][0] for site in found))
 
 
-def fit(
+def fit_sensitivity(
     sites: Sites,
     layers: int,
     by_scale: dict[int, list[tuple[Candidate, float]]],
@@ -90,7 +90,9 @@ def fit(
         by_layer: scale, candidate, and image MSE of generations in which a group of layers alone was sparse there.
     """
     scale, candidate, groups = by_layer
-    factor, power = _law([(sum(relative_errors(sites, scale, layers, name)), mse) for name, mse in by_scale[scale]])
+    factor, power = _power_law(
+        [(sum(relative_errors(sites, scale, layers, name)), mse) for name, mse in by_scale[scale]]
+    )
     weights = [1.0] * layers
     errors = relative_errors(sites, scale, layers, candidate)
     for group, mse in groups.items():
@@ -104,11 +106,11 @@ def fit(
         for name, mse in runs:
             weighted = zip(weights, relative_errors(sites, number, layers, name), strict=True)
             points.append((sum(weight * error for weight, error in weighted), mse))
-        laws[number] = _law(points, power)  # of a scale with one budget: as where the layers were told apart
+        laws[number] = _power_law(points, power)  # of a scale with one budget: as where the layers were told apart
     return Sensitivity(tuple(weights), {k: law[0] for k, law in laws.items()}, {k: law[1] for k, law in laws.items()})
 
 
-def _law(points: list[tuple[float, float]], otherwise: float = 0.5) -> tuple[float, float]:
+def _power_law(points: list[tuple[float, float]], otherwise: float = 0.5) -> tuple[float, float]:
     """(c, p) of ``mse = c * x ** p`` through the first and last of points (x, mse), p within `POWERS`.
 
     ``otherwise`` is p where the points do not tell.
@@ -208,7 +210,7 @@ def choice_of(space: Space, answer: Answer) -> Choice:
     )
     windows = tuple((scale, local - 1) for scale, (_, local) in zip(scales, answer.options, strict=True) if local)
     layers = tuple(POLICIES[policy] for policy in answer.layers)
-    return Choice(layers, tag.setting, tag.decision, tag.first is not None, budgets, windows, tag.reduction)
+    return Choice(layers, tag.setting, tag.decision, tag.correction is not None, budgets, windows, tag.reduction)
 
 
 def candidates_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], Candidate]:
@@ -228,7 +230,7 @@ def candidates_of(plan: Plan, choice: Choice) -> dict[tuple[int, int], Candidate
     return found
 
 
-def preferred(sites: Sites, base: Plan, screened: Space, keep: int) -> tuple[list[Setting], dict[Setting, float]]:
+def best_settings(sites: Sites, base: Plan, screened: Space, keep: int) -> tuple[list[Setting], dict[Setting, float]]:
     """The settings with the least error at equal numbers of keys, and the score of each.
 
     The score is the squared relative error, summed over layers, where each setting's curve over kept keys (a power law

@@ -113,7 +113,7 @@ def fit_skip(
         model: the model, unattached, or a `Subject` that says how to draw with it.
         prompts: of the images.
         options: see `SkipOptions`.
-        progress: hears of every image.
+        progress: told of every image.
 
     Raises:
         OptionError: a number is out of range, or the model cannot be run so.

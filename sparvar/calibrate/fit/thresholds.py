@@ -49,7 +49,7 @@ class _PredictedMse:
             for layer in range(len(base.layers))
             if (curve := _curve(sites.get((scale, layer), {}), base.tokens(scale))) is not None
         }
-        self.laws = sensitivity.of(scales)
+        self.laws = sensitivity.at_scales(scales)
 
     def measured(self, scale: int, scores: Sequence[float]) -> bool:
         """Whether the error of pruning is known in every layer that is not kept."""

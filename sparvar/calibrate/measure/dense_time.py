@@ -1,4 +1,4 @@
-"""How long a dense image takes here, and what follows from it for a calibration that nobody told how fine to be."""
+"""How long a dense image takes on this machine, and the prompts and the compiler that follow from the effort."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sparvar.calibrate.budget import Effort
 from sparvar.calibrate.candidates.candidate import Candidate, ColumnCandidate
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
-from sparvar.calibrate.fit.predict import Sensitivity, Sites, fit, kept_share
+from sparvar.calibrate.fit.predict import Sensitivity, Sites, fit_sensitivity, kept_share
 from sparvar.calibrate.measure.costs import CostTable
 from sparvar.calibrate.measure.measured import Measured
 from sparvar.calibrate.measure.runner import Runner
@@ -58,8 +58,8 @@ class Probes:
             self.runner.progress.step(f"how much layers {group[0]} to {group[-1]} matter")
             plan, _ = self._alone(at, LAYER_BUDGET, group)
             groups[group] = self._probe(plan).image_mse
-        found = fit(self.sites, layers, by_scale, (at, candidate, groups))
-        return found.of(range(self.space.first, scales + 1))
+        found = fit_sensitivity(self.sites, layers, by_scale, (at, candidate, groups))
+        return found.at_scales(range(self.space.first, scales + 1))
 
     def correct(self, table: CostTable) -> None:
         """Correct a table by what its sites took in whole generations.

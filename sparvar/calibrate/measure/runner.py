@@ -31,7 +31,7 @@ class Runner:
     Attributes:
         images: draws.
         base: the all-dense plan.
-        progress: hears of every step.
+        progress: told of every step.
         model: see `Images`.
         journal: likewise.
         ssim_line: SSIM over PSNR of every image that was measured.

@@ -121,7 +121,7 @@ def target_costs(
         gpu: from `sparvar.kernels.find_gpu`.
         rest: of a generation outside attention, see `work_outside_attention`.
         dtype: of activations there, see `TARGET_DTYPE`.
-        progress: hears of whatever does not suit the GPU, and of a compilation that took long.
+        progress: told of whatever does not suit the GPU, and of a compilation that took long.
 
     The output correction's cost holds its reading by the sparse kernel. ``extra`` is empty: what a graph costs around
     its op is not known without the GPU.

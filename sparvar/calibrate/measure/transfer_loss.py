@@ -38,7 +38,7 @@ def compare_plans(
         images: how many, at least 1.
         seed: of the first image.
         inner: compiler of the plan's graphs.
-        progress: hears of each generation.
+        progress: told of each generation.
 
     Returns:
         ``psnr_db`` and ``seconds`` of every image with ``psnr_db_mean``, ``psnr_db_least`` and ``seconds_median``;

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sparvar.calibrate.candidates.candidate import Setting
 from sparvar.calibrate.candidates.compression import Compression, compressed_cases
-from sparvar.calibrate.candidates.reductions import Effects, expanded
+from sparvar.calibrate.candidates.reductions import Effects, with_reductions
 from sparvar.calibrate.candidates.space import Space
 from sparvar.calibrate.fit.predict import Sensitivity, Sites, cases
 from sparvar.calibrate.measure.costs import CostTable
@@ -68,4 +68,4 @@ class Problem:
         found = cases(self.base, self.space, self.sites, self.costs, self.sensitivity, max_error)
         if self.compression is not None:
             found = compressed_cases(found, self.compression, self.dense)
-        return found if self.effects is None else expanded(found, self.effects.front(), self.effects)
+        return found if self.effects is None else with_reductions(found, self.effects.front(), self.effects)

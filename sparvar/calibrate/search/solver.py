@@ -120,7 +120,7 @@ def solve(
     searches = [
         _Search(case, layers, by_time, limit, exact) for case in cases if not by_time or case.image_mse <= limit
     ]
-    best = _best_first(searches, layers) if exact else _around(searches, by_time)
+    best = _best_first(searches, layers) if exact else _local_search(searches, by_time)
     if best is None or (by_time and max_seconds is not None and best.seconds > max_seconds):
         return None
     return best
@@ -158,10 +158,10 @@ def _best_first(searches: Sequence[_Search], layers: int) -> Answer | None:
     return best
 
 
-def _around(searches: Sequence[_Search], by_time: bool) -> Answer | None:
+def _local_search(searches: Sequence[_Search], by_time: bool) -> Answer | None:
     """The best that local searches of the most promising cases find."""
     best: Answer | None = None
-    for search in sorted(searches, key=_Search.promise)[:LOCAL_CASES]:
+    for search in sorted(searches, key=_Search.start_value)[:LOCAL_CASES]:
         found = search.local(best)
         if found is not None and (best is None or _value(found, by_time) < _value(best, by_time)):
             best = found
@@ -265,7 +265,7 @@ class _Search:
             return front
         return front[np.linspace(0, len(front) - 1, FRONT_POINTS).round().astype(np.int64)]
 
-    def promise(self) -> float:
+    def start_value(self) -> float:
         """What the best of the starts gives, without a search around it."""
         found = [answer for start in self._starts() if (answer := self.best(start, np.inf)) is not None]
         return min((_value(answer, self.by_time) for answer in found), default=np.inf)
