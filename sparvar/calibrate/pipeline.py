@@ -151,8 +151,7 @@ class Pipeline:
         def measure() -> dict[str, Any]:
             return cost_tables.measure(base, space, rows, model.device, model.dtype).as_dict()
 
-        table = CostTable.of(runner.journal.get("costs", measure))
-        probes.correct(table)
+        table = probes.corrected(CostTable.of(runner.journal.get("costs", measure)))
         write_cache(file, table.as_dict())
         return table, False
 

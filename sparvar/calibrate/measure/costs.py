@@ -31,7 +31,7 @@ SHARES = (0.05, 0.3)
 """Budgets at which the sparse kernel is timed; between and beyond them seconds are linear in kept keys."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CostTable:
     """Seconds of one site.
 

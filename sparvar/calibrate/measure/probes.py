@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparvar.calibrate.budget import Effort
 from sparvar.calibrate.candidates.candidate import Candidate, ColumnCandidate
@@ -61,8 +61,8 @@ class Probes:
         found = fit_sensitivity(self.sites, layers, by_scale, (at, candidate, groups))
         return found.at_scales(range(self.space.first, scales + 1))
 
-    def correct(self, table: CostTable) -> None:
-        """Correct a table by what its sites took in whole generations.
+    def corrected(self, table: CostTable) -> CostTable:
+        """A table of ops, corrected by what sites took in whole generations.
 
         Machines drift: the seconds of a probe are compared with the dense ones by way of the scales that are dense in
         both. Neither is compiled, which the difference hardly shows: what is around attention is the same in both.
@@ -70,11 +70,12 @@ class Probes:
         runner, layers = self.runner, len(self.runner.base.layers)
         runner.progress.step("timing dense generations")
         dense = runner.time_dense(runner.base, self.effort.probes)
-        table.dense_seconds = dense.median_seconds
+        dense_seconds = dense.median_seconds
         if runner.dense_inner != "eager":
             dense = self._probe(runner.base)
         before = dense.scale_seconds
-        decide: dict[int, list[float]] = {}
+        extra: dict[int, float] = {}
+        decisions: dict[int, list[float]] = {}
         for scale in self._scales():
             gaps = []
             for budget in self._budgets(scale):
@@ -86,10 +87,10 @@ class Probes:
                 more = {at: (after[at] / drift - before[at]) / layers for at in (scale, decision)}
                 site = table.cs4a(scale, kept_share(self.sites, scale, layers, candidate), False) - table.dense[scale]
                 gaps.append(more[scale] - site)
-                decide.setdefault(decision, []).append(more[decision])
-            table.extra[scale] = statistics.mean(gaps)
-        for decision, found in decide.items():
-            table.decide[decision] = table.dense[decision] + max(0.0, statistics.median(found))
+                decisions.setdefault(decision, []).append(more[decision])
+            extra[scale] = statistics.mean(gaps)
+        decide = {at: table.dense[at] + max(0.0, statistics.median(more)) for at, more in decisions.items()}
+        return replace(table, dense_seconds=dense_seconds, extra=extra, decide={**table.decide, **decide})
 
     def _alone(self, scale: int, budget: float, layers: Sequence[int]) -> tuple[Plan, ColumnCandidate]:
         """A plan in which ``layers`` are sparse at one scale alone, and what runs there."""

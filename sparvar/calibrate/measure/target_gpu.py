@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -163,8 +164,7 @@ def target_costs(
         )
         table.sparse[scale] = _line(site, base, scale, seconds)
     attention = sum(seconds(site.dense(base.tokens(k), base.keys(k))) for k in range(1, base.scales + 1))
-    table.dense_seconds = len(base.layers) * attention + seconds(rest)
-    return table
+    return dataclasses.replace(table, dense_seconds=len(base.layers) * attention + seconds(rest))
 
 
 def _line(site: SiteWork, base: Plan, scale: int, seconds: Callable[[Work], float]) -> tuple[float, float]:
