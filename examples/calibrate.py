@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import sparvar
-from sparvar.calibrate import Budget, Effort, load_subject
+from sparvar.calibrate import Budget, CalibrationOptions, Effort, load_subject
 
 LABELS = ["mountain", "sea", "canyon", "city", "snow", "valley"]
 
@@ -36,8 +36,7 @@ def main() -> None:
         LABELS,
         Budget(min_psnr=asked.min_psnr),
         asked.out.parent / f"{asked.out.name}.work",
-        effort=Effort.quick(images=2),
-        resume=asked.resume,
+        CalibrationOptions(effort=Effort.quick(images=2), resume=asked.resume),
     )
     print(found.plan)
     found.plan.save(asked.out)
