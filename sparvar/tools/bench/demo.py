@@ -21,7 +21,7 @@ import sparvar
 from sparvar.evaluate.attention_time import AttentionTime, attention_time
 from sparvar.evaluate.machine import process_age
 from sparvar.evaluate.memory import peak_memory
-from sparvar.evaluate.metrics import Generation, Spread, compare, ratio, timed_generation
+from sparvar.evaluate.timing import Generation, Spread, compare, ratio, timed_generation
 from sparvar.scale_plans import Plan
 from sparvar.tools.reports.kept_columns import AttentionRecorder, KeptColumns, drawn_layers, kept_columns
 from sparvar.zoo import LandscapeVAR, ShapedVAR

@@ -16,7 +16,7 @@ from typing import Any
 import sparvar
 from sparvar.errors import SparvarError, message
 from sparvar.evaluate.attention_time import attention_time
-from sparvar.evaluate.metrics import Generation, Spread, compare, ratio, timed_generation
+from sparvar.evaluate.timing import Generation, Spread, compare, ratio, timed_generation
 from sparvar.tools.bench.demo import inductor_dense
 from sparvar.tools.console import load_landscape
 from sparvar.zoo import CLASSES

@@ -14,7 +14,7 @@ import sparvar
 from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
 from sparvar.evaluate.memory import live_peak, peak_memory
-from sparvar.evaluate.metrics import Generation, Spread, compare, ratio, timed_generation
+from sparvar.evaluate.timing import Generation, Spread, compare, ratio, timed_generation
 from sparvar.scale_plans import ModelInfo, Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.bench.demo import compile_blocks
 from sparvar.tools.bench.pair import SOURCE, ImagePair, Pair, pairs

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparvar import kernels
 from sparvar.errors import KernelError, message
-from sparvar.evaluate.metrics import Spread, interleave, ratio
+from sparvar.evaluate.timing import Spread, interleave, ratio
 
 SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 SCHEDULE = kernels.Schedule(SIDES, SIDES)

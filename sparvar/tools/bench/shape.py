@@ -19,7 +19,7 @@ from torch import Tensor
 import sparvar
 from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
-from sparvar.evaluate.metrics import Generation
+from sparvar.evaluate.timing import Generation
 from sparvar.scale_plans import ModelInfo, Plan, Schedule, dense_plan, infinity_schedules
 from sparvar.tools.bench.methods import Bench, MethodSettings
 from sparvar.tools.bench.pair import Pair, ShapedPair, pairs

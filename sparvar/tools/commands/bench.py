@@ -12,7 +12,7 @@ from rich.table import Table
 from sparvar import kernels
 from sparvar.errors import OptionError, message
 from sparvar.evaluate.machine import machine
-from sparvar.evaluate.metrics import require_metrics
+from sparvar.evaluate.timing import require_metrics
 from sparvar.tools import output as files
 from sparvar.tools.bench import generate as bench_generate
 from sparvar.tools.bench import methods as bench_methods

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from sparvar.evaluate.machine import compiler
-from sparvar.evaluate.metrics import require_metrics
+from sparvar.evaluate.timing import require_metrics
 from sparvar.tools import output
 from sparvar.tools.bench.demo import Baseline, Demo, DemoSettings, Progress, generations
 from sparvar.tools.console import as_json, handled, load_landscape, notes, print_json

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from sparvar.evaluate.machine import device_name, machine
-from sparvar.evaluate.metrics import Spread
+from sparvar.evaluate.timing import Spread
 from sparvar.tools.bench.demo import DemoResult
 
 

@@ -9,7 +9,7 @@ import torch
 from sparvar import kernels
 from sparvar.evaluate import memory
 from sparvar.evaluate.memory import live_peak, peak_memory
-from sparvar.evaluate.metrics import Spread, compare, interleave, ratio
+from sparvar.evaluate.timing import Spread, compare, interleave, ratio
 from sparvar.tools.console import as_json
 
 
