@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import random
 import statistics
@@ -28,7 +27,6 @@ from typing import Annotated, Any
 
 import typer
 from safetensors.torch import load_file
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 import sparvar
 from sparvar.calibrate import Budget, CalibrationOptions, load_subject, start_calibration
@@ -43,6 +41,7 @@ from sparvar.calibrate.measure.runner import Runner
 from sparvar.calibrate.pipeline import Pipeline
 from sparvar.calibrate.search.loop import Loop
 from sparvar.evaluate.machine import machine
+from sparvar.evaluate.metrics import psnr, psnr_of_mse, ssim
 from sparvar.scale_plans import Plan, load_plan, write_whole
 from sparvar.tools.commands.calibrate import EFFORTS, Search
 from sparvar.zoo import CLASSES
@@ -243,9 +242,8 @@ def compare(
             started = time.perf_counter()
             image = subject.draw(subject.model, number % len(CLASSES), seed + number)
             seconds = time.perf_counter() - started
-            error = float((image - reference).square().mean())
-            structure = float(ssim(image[None], reference[None], data_range=1.0))  # type: ignore[arg-type]
-            metrics[name] = [*metrics[name][:number], (-10 * math.log10(error), structure, seconds)]
+            quality = psnr(image, reference), ssim(image, reference)
+            metrics[name] = [*metrics[name][:number], (*quality, seconds)]
         print(f"image {number + 1} of {images}", flush=True)
     first = metrics[next(iter(metrics))]
     found = {
@@ -288,7 +286,7 @@ def predicted(
             stage, _, rest = entry["key"].partition("/")
             digest, _, number = rest.partition("/")
             if stage in ("check", "held") and number.isdigit():
-                psnr.setdefault(digest, {})[f"{stage}-{number}"] = -10 * math.log10(entry["value"]["mse"])
+                psnr.setdefault(digest, {})[f"{stage}-{number}"] = psnr_of_mse(entry["value"]["mse"])
         details = {
             image: log_detail(load_file(work / f"{image}.safetensors")["image"])
             for image in sorted({image for values in psnr.values() for image in values})

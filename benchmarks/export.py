@@ -25,6 +25,7 @@ import typer
 import sparvar
 from sparvar.artefact import Artefact, load, verify
 from sparvar.evaluate.machine import machine
+from sparvar.evaluate.metrics import psnr
 from sparvar.export.capture import all_dense
 from sparvar.scale_plans import load_plan, shipped_plans, write_whole
 from sparvar.zoo import CLASSES, landscape
@@ -74,12 +75,6 @@ def export(folder: Folder, formats: str = "aoti", out: Path = OUT) -> None:
                 "programs": len(json.loads((target / "manifest.json").read_text())["formats"][name]["programs"]),
             }
     add(out, "export", found)
-
-
-def psnr(image: torch.Tensor, wanted: torch.Tensor) -> float:
-    """dB; infinite where they are equal."""
-    error = float((image.double() - wanted.double()).square().mean())
-    return float("inf") if error == 0 else -10 * torch.log10(torch.tensor(error)).item()
 
 
 class Forced:

@@ -25,6 +25,7 @@ import typer
 import sparvar
 from sparvar.artefact import load, verify
 from sparvar.evaluate.machine import machine
+from sparvar.evaluate.metrics import psnr
 from sparvar.export import export_artefact
 from sparvar.scale_plans import ModelInfo, default_plan
 from sparvar.zoo import landscape
@@ -56,12 +57,6 @@ def small_plan() -> Any:
     sites = [f"blocks.{layer}.attn" for layer in range(4)]
     grids = [(side, side) for side in SIDES]
     return default_plan(grids, ModelInfo(sites=sites, heads=2, head_dim=64), tile=(2, 3), name="small")
-
-
-def psnr(image: torch.Tensor, wanted: torch.Tensor) -> float:
-    """dB; infinite where they are equal."""
-    error = (image.double() - wanted.double()).square().mean()
-    return float("inf") if error == 0 else -10 * float(error.log10())
 
 
 def least(values: list[float]) -> float | str:

@@ -24,6 +24,7 @@ from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.calibrate.measure.kv_statistics import kv_statistics
 from sparvar.evaluate.machine import machine
 from sparvar.evaluate.memory import live_peak
+from sparvar.evaluate.metrics import mse, psnr_of_mse
 from sparvar.models.subject import Subject
 from sparvar.scale_plans import KVCompression, Plan, hack, held_share, local, peak_share, scalekv, shipped_plans
 from sparvar.tools.console import as_json
@@ -53,11 +54,6 @@ def compression(base: Plan, variant: str, share: float, found: dict[str, Any]) -
         return hack(base, found["variance"], budget, **options)
     selectivity = [{int(scale): value for scale, value in layer.items()} for layer in found["selectivity"]]
     return scalekv(base, selectivity, budget, **options)
-
-
-def psnr(image: Tensor, reference: Tensor) -> float:
-    """dB, of images in [0, 1]."""
-    return float(-10 * (image - reference).square().mean().clamp_min(1e-12).log10())
 
 
 class Curve:
@@ -106,7 +102,7 @@ class Curve:
             image = self.subject.draw(self.subject.model, PROMPTS[number], SEED + number)
             row["seconds"].append(time.perf_counter() - started)
             sparvar.detach(self.subject.model)
-            row["psnr_db"].append(psnr(image, reference))
+            row["psnr_db"].append(psnr_of_mse(max(mse(image, reference), 1e-12)))
             self.save()
             print(f"{self.pixels} {name}: {row['psnr_db'][-1]:.2f} dB, {row['seconds'][-1]:.1f} s", flush=True)
 

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import track
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 import sparvar
+from sparvar.evaluate.metrics import mse, psnr_of_mse, ssim
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 from sparvar.zoo import LandscapeVAR, landscape
 
@@ -185,9 +185,8 @@ def measure(model: LandscapeVAR, references: list[torch.Tensor], cfg: float) -> 
         started = time.perf_counter()
         image = model.generate([label], seed=seed, cfg=cfg)
         seconds.append(time.perf_counter() - started)
-        error = (image - reference).square().mean().item()
-        ratios.append(-10 * torch.tensor(max(error, 1e-10)).log10().item())
-        similarities.append(float(ssim(image, reference, data_range=1.0)))
+        ratios.append(psnr_of_mse(max(mse(image, reference), 1e-10)))
+        similarities.append(ssim(image, reference))
     return {
         "psnr_db": statistics.mean(ratios),
         "psnr_db_min": min(ratios),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -89,6 +88,8 @@ def verify(
     Raises:
         ArtefactError: it cannot be loaded, see `sparvar.load`, or its golden run is not complete.
     """
+    from sparvar.evaluate.metrics import psnr  # needs numpy; this module imports with nothing but Python
+
     artefact = load(path, format=format, device=device, trust=trust)
     manifest = artefact.manifest
     request, wanted, least = artefact.golden()
@@ -133,13 +134,3 @@ def verify(
         model_psnr_db=float(against) if isinstance(against, int | float) else None,
         programs=times,
     )
-
-
-def psnr(image: Any, wanted: Any) -> float:
-    """PSNR in dB of two arrays with values in [0, 1]; infinite where they are equal."""
-    import numpy
-
-    image = image.cpu() if hasattr(image, "cpu") else image
-    difference = numpy.asarray(image, dtype=numpy.float64) - numpy.asarray(wanted, dtype=numpy.float64)
-    error = float((difference**2).mean())
-    return math.inf if error == 0 else -10 * math.log10(error)

@@ -17,7 +17,7 @@ import torch
 from sparvar import env
 from sparvar.version import __version__
 
-PACKAGES = ("torch", "triton", "numpy", "pydantic", "safetensors", "torchmetrics", "matplotlib", "pillow")
+PACKAGES = ("torch", "triton", "numpy", "pydantic", "safetensors", "matplotlib", "pillow")
 
 
 def cpu_model() -> str:

@@ -1,8 +1,7 @@
-"""Timing and image comparison: medians of interleaved runs, PSNR and SSIM."""
+"""Timing: runs in turns, their median and quartiles, and the time of every scale of a generation."""
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from sparvar.errors import OptionError, message
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
+        """Of at least one number."""
         if len(values) < 2:
             return cls(values[0], values[0], values[0], len(values))
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -53,6 +51,7 @@ class Generation:
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has still to do; a CPU has nothing pending."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -100,22 +99,4 @@ def ratio(over: list[float], under: list[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(over, under, strict=True)])
 
 
-def require_metrics() -> None:
-    """Raise `OptionError` where the package that compares images is missing."""
-    if importlib.util.find_spec("torchmetrics") is None:
-        raise OptionError(
-            message("torchmetrics", "be installed to compare images", "no such package", "pip install 'sparvar[demo]'")
-        )
-
-
-def compare(image: Tensor, reference: Tensor) -> tuple[float, float]:
-    """PSNR in dB and SSIM of an image [3, S, S] in [0, 1] against its reference (torchmetrics, data range 1)."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-    if torch.equal(image, reference):
-        return float("inf"), 1.0
-    pair = image[None], reference[None]
-    return (
-        float(peak_signal_noise_ratio(*pair, data_range=1.0)),
-        float(structural_similarity_index_measure(*pair, data_range=1.0)),  # type: ignore[arg-type]
-    )
+__all__ = ["Generation", "Spread", "interleave", "ratio", "synchronize", "timed_generation"]

@@ -36,9 +36,9 @@ from sparvar.artefact.manifest.schema import (
 )
 from sparvar.artefact.memory import resident, workspace
 from sparvar.artefact.session import Artefact
-from sparvar.artefact.verify import psnr
 from sparvar.compiler.resolve_plan import resolve_plan
 from sparvar.errors import OptionError, SparvarWarning, message
+from sparvar.evaluate.metrics import psnr
 from sparvar.export.capture import record_blocks
 from sparvar.export.formats.aoti import disk_error
 from sparvar.export.formats.aoti_worker import rounds

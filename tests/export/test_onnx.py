@@ -18,8 +18,8 @@ from torch import nn
 import sparvar
 from sparvar.artefact import read_manifest, verify
 from sparvar.artefact.tensors import TensorFile
-from sparvar.artefact.verify import psnr
 from sparvar.errors import CaptureError, OptionError
+from sparvar.evaluate.metrics import psnr
 from sparvar.export import export_artefact
 from sparvar.export.formats import onnx_format
 from sparvar.export.formats.onnx_convert import OPSET, convert, means

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sparvar
 from sparvar.artefact import load, verify
-from sparvar.artefact.verify import psnr
+from sparvar.evaluate.metrics import psnr
 from sparvar.export import export_artefact, family_of
 from sparvar.export.blocks import trace_blocks
 from sparvar.export.capture import record_blocks

@@ -21,7 +21,8 @@ import sparvar
 from sparvar.evaluate.attention_time import AttentionTime, attention_time
 from sparvar.evaluate.machine import process_age
 from sparvar.evaluate.memory import peak_memory
-from sparvar.evaluate.timing import Generation, Spread, compare, ratio, timed_generation
+from sparvar.evaluate.metrics import psnr, ssim
+from sparvar.evaluate.timing import Generation, Spread, ratio, timed_generation
 from sparvar.scale_plans import Plan
 from sparvar.tools.reports.kept_columns import AttentionRecorder, KeptColumns, drawn_layers, kept_columns
 from sparvar.zoo import LandscapeVAR, ShapedVAR
@@ -188,9 +189,8 @@ class Demo:
                 mapping.append(self.attachment.last.seconds if self.attachment.last is not None else 0.0)
             # The reference of the quality figures is the model's own code.
             dense = made["eager"] if "eager" in made else self.generate("eager", number, f"{label}, reference").image
-            psnr_db, ssim = compare(made["sparse"], dense)
-            seed = self.settings.seed + number
-            result.images.append(DemoImage(label, seed, dense, made["sparse"], psnr_db, ssim))
+            sparse, seed = made["sparse"], self.settings.seed + number
+            result.images.append(DemoImage(label, seed, dense, sparse, psnr(sparse, dense), ssim(sparse, dense)))
         result.mapping_seconds = statistics.median(mapping)
 
     def _memory(self) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import sparvar
 from sparvar.errors import SparvarError, message
 from sparvar.evaluate.attention_time import attention_time
-from sparvar.evaluate.timing import Generation, Spread, compare, ratio, timed_generation
+from sparvar.evaluate.metrics import psnr, ssim
+from sparvar.evaluate.timing import Generation, Spread, ratio, timed_generation
 from sparvar.tools.bench.demo import inductor_dense
 from sparvar.tools.console import load_landscape
 from sparvar.zoo import CLASSES
@@ -123,14 +124,15 @@ def quality(timed: dict[str, list[Generation]]) -> dict[str, Any]:
     for variant, many in timed.items():
         if variant == reference:
             continue
-        pairs = [compare(one.image, other.image) for one, other in zip(many, timed[reference], strict=True)]
+        pairs = [(one.image, other.image) for one, other in zip(many, timed[reference], strict=True)]
+        decibels, similarities = [psnr(*pair) for pair in pairs], [ssim(*pair) for pair in pairs]
         found[variant] = {
-            "psnr_db": [psnr for psnr, _ in pairs],
-            "ssim": [ssim for _, ssim in pairs],
-            "psnr_db_median": statistics.median(psnr for psnr, _ in pairs),
-            "psnr_db_least": min(psnr for psnr, _ in pairs),
-            "ssim_median": statistics.median(ssim for _, ssim in pairs),
-            "ssim_least": min(ssim for _, ssim in pairs),
+            "psnr_db": decibels,
+            "ssim": similarities,
+            "psnr_db_median": statistics.median(decibels),
+            "psnr_db_least": min(decibels),
+            "ssim_median": statistics.median(similarities),
+            "ssim_least": min(similarities),
         }
     return found
 

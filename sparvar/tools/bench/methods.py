@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ import sparvar
 from sparvar.calibrate import KVStatistics, Subject, kv_statistics
 from sparvar.errors import OptionError, message
 from sparvar.evaluate.memory import live_peak, peak_memory
-from sparvar.evaluate.timing import Generation, Spread, compare, ratio, timed_generation
+from sparvar.evaluate.metrics import psnr, ssim
+from sparvar.evaluate.timing import Generation, Spread, ratio, timed_generation
 from sparvar.scale_plans import ModelInfo, Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.bench.demo import compile_blocks
 from sparvar.tools.bench.pair import SOURCE, ImagePair, Pair, pairs
@@ -119,14 +121,14 @@ class ImageBench(Bench):
         return timed_generation(model, CLASSES[number % len(CLASSES)], self.first_seed + number, self.cfg)
 
     def quality(self, found: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
-        pairs = [compare(one.image, other.image) for one, other in zip(found, dense, strict=True)]
-        # Equal images have no PSNR: None in the file.
-        finite = [psnr for psnr, _ in pairs if psnr != float("inf")]
+        pairs = [(one.image, other.image) for one, other in zip(found, dense, strict=True)]
+        decibels, similarities = [psnr(*pair) for pair in pairs], [ssim(*pair) for pair in pairs]
+        finite = max(decibels) < math.inf  # equal images have no PSNR: None in the file
         return {
-            "psnr_db_mean": statistics.mean(finite) if len(finite) == len(pairs) else None,
-            "psnr_db_least": min(finite) if len(finite) == len(pairs) else None,
-            "ssim_mean": statistics.mean(ssim for _, ssim in pairs),
-            "ssim_least": min(ssim for _, ssim in pairs),
+            "psnr_db_mean": statistics.mean(decibels) if finite else None,
+            "psnr_db_least": min(decibels) if finite else None,
+            "ssim_mean": statistics.mean(similarities),
+            "ssim_least": min(similarities),
         }
 
     def kv_statistics(self) -> KVStatistics:

@@ -12,7 +12,6 @@ from rich.table import Table
 from sparvar import kernels
 from sparvar.errors import OptionError, message
 from sparvar.evaluate.machine import machine
-from sparvar.evaluate.timing import require_metrics
 from sparvar.tools import output as files
 from sparvar.tools.bench import generate as bench_generate
 from sparvar.tools.bench import methods as bench_methods
@@ -139,7 +138,6 @@ def both(
     if out is None:
         raise typer.BadParameter("name a benchmark (ops or generate), or a folder with --out to run both")
     files.prepare(out)
-    require_metrics()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = run_ops(quick)
     _finish(result, ops_table(result), out / f"ops-{device}.json")
@@ -212,7 +210,6 @@ def generate(
     """
     if json is not None:
         files.prepare_file(json)
-    require_metrics()
     if quick:
         seeds, baseline, inner = 1, BaselineChoice.eager, Inner.eager
     settings = bench_generate.GenerateSettings(
@@ -355,7 +352,6 @@ def methods(
     )
     subject: bench_methods.Bench
     if shape is None:
-        require_metrics()
         subject = bench_methods.ImageBench(settings, plans, weights)
     else:
         subject = bench_shape.ShapeBench(shape, blocks, bench_shape.schedule(size), settings)

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from sparvar.evaluate.machine import compiler
-from sparvar.evaluate.timing import require_metrics
 from sparvar.tools import output
 from sparvar.tools.bench.demo import Baseline, Demo, DemoSettings, Progress, generations
 from sparvar.tools.console import as_json, handled, load_landscape, notes, print_json
@@ -134,7 +133,6 @@ def demo(
     """
     chosen = choose_classes(classes, images)
     output.prepare(out, FILES)
-    require_metrics()
     settings = DemoSettings(chosen, seed, cfg, choose_inner(inner), BASELINES[baseline.value], runs or _runs(images))
     model = load_landscape(weights)
     console = notes()

@@ -43,8 +43,6 @@ def _python_and_torch() -> list[Finding]:
         version = version_of(name)
         if version is not None:
             found.append(Finding(name, "ok", version))
-        elif name == "torchmetrics":
-            found.append(Finding(name, "broken", "not installed", "the demo needs it: pip install 'sparvar[demo]'"))
         elif name == "triton":
             found.append(Finding(name, "note", "not installed", "only kernels for GPUs need it"))
         else:
