@@ -42,7 +42,8 @@ from sparvar.calibrate.pipeline import Pipeline
 from sparvar.calibrate.search.loop import Loop
 from sparvar.evaluate.machine import machine
 from sparvar.evaluate.metrics import psnr, psnr_of_mse, ssim
-from sparvar.scale_plans import Plan, load_plan, write_whole
+from sparvar.files import write_whole
+from sparvar.scale_plans import Plan, load_plan
 from sparvar.tools.commands.calibrate import EFFORTS, Search
 from sparvar.zoo import CLASSES
 

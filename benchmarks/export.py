@@ -27,7 +27,8 @@ from sparvar.artefact import Artefact, load, verify
 from sparvar.evaluate.machine import machine
 from sparvar.evaluate.metrics import psnr
 from sparvar.export.capture import all_dense
-from sparvar.scale_plans import load_plan, shipped_plans, write_whole
+from sparvar.files import write_whole
+from sparvar.scale_plans import load_plan, shipped_plans
 from sparvar.zoo import CLASSES, landscape
 
 OUT = Path(__file__).parent / "results" / "export-cpu.json"

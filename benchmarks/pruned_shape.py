@@ -18,7 +18,8 @@ import typer
 
 import sparvar
 from sparvar.evaluate.machine import machine
-from sparvar.scale_plans import Plan, Thresholds, toprovar, write_whole
+from sparvar.files import write_whole
+from sparvar.scale_plans import Plan, Thresholds, toprovar
 from sparvar.tools.bench.methods import MethodSettings
 from sparvar.tools.bench.shape import ShapeBench
 from sparvar.zoo.shaped import SCHEDULE_1M

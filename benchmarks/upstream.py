@@ -29,6 +29,7 @@ import typer
 import sparvar
 from sparvar.compiler import compiled_sites as site_graphs
 from sparvar.evaluate.machine import machine
+from sparvar.files import write_whole
 from sparvar.runtime.attachment import Attachment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -295,7 +296,7 @@ def main(
     results["infinity_start"] = start_times()
     typer.echo(json.dumps(results["infinity_start"]))
     if out is not None:
-        sparvar.scale_plans.write_whole(out, (json.dumps(results, indent=1) + "\n").encode())
+        write_whole(out, (json.dumps(results, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -24,12 +23,12 @@ from typing import BinaryIO
 
 from sparvar import env
 from sparvar.errors import SparvarError, message
+from sparvar.files import make_folder, new_file, sync_folder, temporary_name
 
 __all__ = [
     "CodeFolder",
     "UnsafeFileError",
     "code_folder",
-    "make_folder",
     "not_private",
     "open_private",
     "read_sealed",
@@ -91,19 +90,6 @@ def open_private(path: Path) -> BinaryIO:
         file.close()
         raise
     return file
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, for the user alone; one that is there stays as it is."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(each, 0o700)
-    if not folder.is_dir():
-        raise NotADirectoryError(20, os.strerror(20), str(folder))
 
 
 def tighten(folder: Path) -> None:
@@ -198,9 +184,10 @@ def write_sealed(path: Path, data: bytes) -> None:
 
     Raises `OSError`.
     """
-    temporary = _beside(path)
+    temporary = temporary_name(path)
     try:
-        _write(temporary, data)
+        with new_file(temporary, 0o600) as file:
+            file.write(data)
         _put(temporary, path, hashlib.sha256(data).hexdigest())
     finally:
         temporary.unlink(missing_ok=True)
@@ -218,34 +205,12 @@ def seal(temporary: Path, path: Path) -> None:
 
 def _put(temporary: Path, path: Path, digest: str) -> None:
     """The seal first: where the second rename does not happen, an older file under the name is damaged, not taken."""
-    mark = _beside(seal_path(path))
+    mark = temporary_name(seal_path(path))
     try:
-        _write(mark, _seal_text(path, digest))
+        with new_file(mark, 0o600) as file:
+            file.write(_seal_text(path, digest))
         os.replace(mark, seal_path(path))
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         mark.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    with open(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the renames in a folder on disk, where the system can say so."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

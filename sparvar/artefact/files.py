@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from sparvar import env
-from sparvar.artefact.disk import locked, output_error, whole
 from sparvar.artefact.manifest.paths import clashes, path_problem, refused_name
 from sparvar.artefact.manifest.reading import parse_manifest, read_manifest
 from sparvar.artefact.manifest.schema import LARGEST, MANIFEST, FileSpec, Manifest
 from sparvar.artefact.pickles import refuse_pickles
 from sparvar.errors import ArtefactError, OutputError, SparvarWarning, message
-from sparvar.private_files import UnsafeFileError, code_folder, make_folder, not_private, tighten
+from sparvar.files import locked, make_folder, output_error, replacing
+from sparvar.private_files import UnsafeFileError, code_folder, not_private, tighten
 
 __all__ = ["check_files", "pack", "unpack"]
 
@@ -109,7 +109,7 @@ def pack(folder: Path | str, file: Path | str) -> None:
     folder, file = Path(folder), Path(file)
     manifest, digest = read_manifest(folder)
     check_files(folder, manifest, ())
-    with whole(file) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(file) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for path in (MANIFEST, *sorted(manifest.files)):
             source = folder / path
             info = zipfile.ZipInfo(path, LONG_AGO)

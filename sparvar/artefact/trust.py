@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from sparvar import env
-from sparvar.artefact.disk import locked, whole
 from sparvar.artefact.manifest.schema import Manifest
 from sparvar.errors import ArtefactError, message
+from sparvar.files import locked, replacing
 from sparvar.private_files import UnsafeFileError, open_private
 
 __all__ = ["known", "remember", "require_trust"]
@@ -58,7 +58,7 @@ def remember(manifest_sha256: str) -> None:
     with locked(path.with_suffix(".lock")):
         entries = _read(path)
         if manifest_sha256 not in entries:
-            with whole(path, 0o600) as file:
+            with replacing(path, 0o600) as file:
                 file.write(json.dumps([*entries, manifest_sha256], indent=1).encode() + b"\n")
 
 

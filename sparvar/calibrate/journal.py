@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from sparvar.errors import OptionError, OutputError, message
-from sparvar.scale_plans import write_whole
-
-
-def _hold(stream: TextIO) -> None:
-    """Lock an open file until it is closed or the process ends; raises OSError where another process holds it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+from sparvar.files import locked, write_whole
 
 
 class Journal:
@@ -45,23 +33,12 @@ class Journal:
         """
         self.folder, self._path = folder, folder / "journal.jsonl"
         self._known: dict[str, Any] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the journal is closed
-        except OSError as error:
-            raise OutputError(message(str(folder), "be a writable folder", error.strerror or str(error))) from error
-        try:
-            _hold(self._lock)
-        except OSError as error:
-            self._lock.close()
-            raise OutputError(
-                message(str(folder), "belong to one calibration", "another one that is running", "name another --out")
-            ) from error
-        try:
+        must = "belong to one calibration"
+        held = OutputError(message(str(folder), must, "another one that is running", "name another --out"))
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(locked(folder / "lock", held))
             self._begin(json.loads(json.dumps(header)), resume)
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = lock.pop_all()  # held until the journal is closed
 
     def _begin(self, header: dict[str, Any], resume: bool) -> None:
         lines = self._path.read_text(encoding="utf-8").split("\n") if resume and self._path.is_file() else []

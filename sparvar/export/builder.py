@@ -46,10 +46,11 @@ from sparvar.export.formats.specs import tensor_spec
 from sparvar.export.golden import differences, drawn_image, golden_inputs, run_traced
 from sparvar.export.programs import Generation
 from sparvar.export.publish import Target, readme
+from sparvar.files import write_whole
 from sparvar.models import Family, family_of
 from sparvar.models.fingerprint import fingerprint
 from sparvar.progress import Part, Silent, TaskProgress
-from sparvar.scale_plans import Plan, write_whole
+from sparvar.scale_plans import Plan
 from sparvar.scale_plans.data import OPTIONAL_FIELDS
 from sparvar.version import __version__
 

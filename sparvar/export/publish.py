@@ -10,12 +10,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sparvar.artefact.files import pack
 from sparvar.artefact.manifest.schema import MANIFEST, Manifest
 from sparvar.artefact.trust import remember
 from sparvar.errors import OutputError, message
+from sparvar.files import locked
 from sparvar.private_files import UnsafeFileError, tighten
 
 NEEDS = {
@@ -54,17 +53,15 @@ class Target:
         Raises:
             OutputError: the disk takes no more, another export is writing there, or others can write there.
         """
+        must = "be written by one export at a time"
+        held = OutputError(message(str(self.work), must, "another that is running", "wait for it"))
         with self._disk_errors():
             try:
                 tighten(self.work)
-                held = FileLock(self.work / "lock", timeout=0).acquire()
-            except Timeout as error:
-                must = "be written by one export at a time"
-                raise OutputError(message(str(self.work), must, "another that is running", "wait for it")) from error
             except UnsafeFileError as error:
                 remedy = "what is compiled there is run: delete it, or name another place"
                 raise OutputError(message(str(self.work), error.must, error.got, remedy)) from error
-            with held:
+            with locked(self.work / "lock", held):
                 folder = self.work / "artefact"
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()

@@ -13,7 +13,6 @@ from sparvar.scale_plans.data import (
     Thresholds,
     model_fingerprint,
 )
-from sparvar.scale_plans.files import write_whole
 from sparvar.scale_plans.kv_cache import KVCompression
 from sparvar.scale_plans.plan import Plan
 from sparvar.scale_plans.presets.build import default_for, default_plan, dense_plan
@@ -90,5 +89,4 @@ __all__ = [
     "total_work",
     "transfer",
     "transferable",
-    "write_whole",
 ]

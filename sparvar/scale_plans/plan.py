@@ -10,7 +10,8 @@ from typing import Any
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from sparvar.errors import PlanError, PlanWarning, message
-from sparvar.scale_plans import codec, files, geometry
+from sparvar.files import write_whole
+from sparvar.scale_plans import codec, geometry
 from sparvar.scale_plans.check.plan_fields import contradictions
 from sparvar.scale_plans.data import PlanFields, as_json
 from sparvar.scale_plans.show import table
@@ -62,7 +63,7 @@ class Plan(PlanFields):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan's file, whole or not at all. Raises `PlanError` or `OutputError`."""
-        files.write_whole(Path(path), self.dumps().encode())
+        write_whole(Path(path), self.dumps().encode())
 
     @property
     def digest(self) -> str:

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import sparvar
 from sparvar.errors import OutputError, message
+from sparvar.files import write_whole
 
 ROOM = 64 << 20
 """Bytes that must be free before a demo starts; its files take about a tenth."""
@@ -48,4 +48,4 @@ def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
         OutputError: one could not be written; those before it are whole, it and those after it are as they were.
     """
     for name, data in files.items():
-        sparvar.scale_plans.write_whole(folder / name, data)
+        write_whole(folder / name, data)

@@ -19,7 +19,19 @@ class Blocker:
             raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
 sys.meta_path.insert(0, Blocker())
 """
-NOTHING = ("torch", "numpy", "pydantic", "networkx", "safetensors", "PIL", "onnxruntime", "triton", "typer", "rich")
+NOTHING = (
+    "torch",
+    "numpy",
+    "pydantic",
+    "networkx",
+    "safetensors",
+    "PIL",
+    "onnxruntime",
+    "triton",
+    "typer",
+    "rich",
+    "filelock",
+)
 MODULES = ["", ".manifest.schema", ".manifest.consistency", ".files", ".tensors", ".execution.noise", ".trust"]
 
 

@@ -13,8 +13,8 @@ import torch
 
 from sparvar import env
 from sparvar.errors import OutputError
-from sparvar.private_files import make_folder
-from sparvar.scale_plans import Plan, write_whole
+from sparvar.files import make_folder, write_whole
+from sparvar.scale_plans import Plan
 from sparvar.version import __version__
 
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,8 @@ from typing import Literal, cast
 import torch
 
 from sparvar import env
-from sparvar.errors import KernelError, SparvarWarning, message
+from sparvar.errors import KernelError, OutputError, SparvarWarning, message
+from sparvar.files import locked
 from sparvar.kernels.common.gpu import use_triton
 from sparvar.kernels.common.shared_library import load_library
 from sparvar.private_files import UnsafeFileError, code_folder, read_sealed, write_sealed
@@ -120,19 +121,6 @@ def _key(command: list[str], version: str) -> str:
     return digest.hexdigest()[:24]
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, so that parallel processes compile once. Without fcntl the atomic rename must do."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w", encoding="utf-8") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _run(command: list[str]) -> tuple[int, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -208,7 +196,7 @@ def _build_with(compiler: str) -> tuple[_Loaded | None, str]:
         command = [*words, *FLAGS, *architecture]
         path = folder.path / f"kernels-{_key(command, version)}.so"
         try:
-            with _locked(path.with_suffix(".lock")):
+            with locked(path.with_suffix(".lock")):
                 loaded, wrong = _cached(path, compiler, notes)
                 if loaded:
                     return loaded, ""
@@ -218,7 +206,7 @@ def _build_with(compiler: str) -> tuple[_Loaded | None, str]:
                 write_sealed(path, data)
             again = (*notes, f"{wrong}; it was built again") if wrong else notes
             return _load(data, path, compiler, again), ""
-        except OSError as error:  # a library of other flags would be no better
+        except (OSError, OutputError) as error:  # a library of other flags would be no better
             return None, f"{compiler}: {error}"
     return None, f"{compiler}: {complaint}"
 
