@@ -6,6 +6,7 @@ import base64
 import functools
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -17,9 +18,10 @@ from PIL import Image
 
 from sparvar.calibrate import candidate_text
 from sparvar.scale_plans import Plan, held_share, local
-from sparvar.tools.reports.calibration_facts import nearest_group, numbers, own_candidate, seconds
+from sparvar.tools.reports.calibration_facts import nearest_group, own_candidate
 from sparvar.tools.reports.calibration_figure import DPI, WIDTH, drawn
 from sparvar.tools.reports.calibration_page import SECTIONS, page
+from sparvar.tools.reports.text import numbers, seconds
 from tests.calibrate.reports import make_plan, make_report
 
 Report = dict[str, Any]
@@ -273,6 +275,15 @@ def test_problems_of_the_graph_are_shown() -> None:
     text = read(plan, report).text
     assert "This graph has problems: decision of layer 1: must serve" in text
     assert "Checked:" not in text
+
+
+def test_a_page_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(6)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    reader = read(plan, make_report(plan))
+    assert not reader.images and "Quality against time" in reader.text
+    assert "Figures are left out, as matplotlib is not installed: pip install 'sparvar[plots]'" in reader.text
+    assert "Figures are left out" not in whole_text()
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -20,7 +20,7 @@ from sparvar.tools.bench import shape as bench_shape
 from sparvar.tools.bench import static as bench_static
 from sparvar.tools.commands.demo import BASELINES, BaselineChoice, Inner, choose_inner
 from sparvar.tools.console import EXIT_CODES, as_json, handled, notes, output
-from sparvar.tools.reports.demo_table import decibels, mebibytes
+from sparvar.tools.reports.text import decibels, mebibytes
 from sparvar.zoo import SHAPES
 
 bench = typer.Typer(invoke_without_command=True, no_args_is_help=False)

@@ -18,7 +18,7 @@ from sparvar.tools.console import as_json, handled, notes
 from sparvar.tools.console import output as results
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
-from sparvar.tools.reports.calibration_page import page, require_plots
+from sparvar.tools.reports.calibration_page import page
 
 
 class Search(str, Enum):
@@ -98,7 +98,6 @@ def calibrate(
     budget = Budget(min_psnr=min_psnr, min_ssim=min_ssim, max_error=max_error, max_seconds=max_seconds, max_kv=max_kv)
     labels = read_prompts(prompts)
     output.prepare(out.parent, (out.name, JSON_NAME, PAGE_NAME))
-    require_plots()
     subject = find_subject(model, checkpoint)
     compiled = choose_inner(inner)
     options = CalibrationOptions(

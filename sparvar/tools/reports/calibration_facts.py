@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -94,30 +95,8 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def numbers(ascending: Iterable[int]) -> str:
-    """Ascending whole numbers as ``0 to 3, 5``."""
-    runs = []
-    for _, run in itertools.groupby(enumerate(ascending), key=lambda pair: pair[1] - pair[0]):
-        members = [number for _, number in run]
-        join = " to " if len(members) > 2 else ", "
-        runs.append(join.join(map(str, dict.fromkeys((members[0], members[-1])))))
-    return ", ".join(runs)
-
-
-def plural(count: int, word: str) -> str:
-    """``1 layer``, ``2 layers``."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
 def decibels(value: float | None) -> str:
     """PSNR as text."""
     if value is None:
         return "not measured"
     return "equal images" if value >= EQUAL_DB else f"{value:.2f}"
-
-
-def seconds(value: float | None) -> str:
-    """Seconds to three digits, without an exponent."""
-    if value is None:
-        return "not measured"
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"

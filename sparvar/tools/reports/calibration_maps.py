@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from sparvar.scale_plans import Plan
-from sparvar.tools.reports.calibration_facts import late_scales, mean, numbers, own_candidate
+from sparvar.tools.reports.calibration_facts import late_scales, mean, own_candidate
 from sparvar.tools.reports.calibration_figure import (
     AMOUNT,
     CLASSES,
@@ -22,6 +22,7 @@ from sparvar.tools.reports.calibration_figure import (
     grid_of_scales,
     layer_ticks,
 )
+from sparvar.tools.reports.text import numbers
 
 MOST_MAPS = 12
 

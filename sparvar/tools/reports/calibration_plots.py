@@ -18,8 +18,6 @@ from sparvar.tools.reports.calibration_facts import (
     mean,
     nearest_group,
     own_candidate,
-    plural,
-    seconds,
 )
 from sparvar.tools.reports.calibration_figure import (
     ALARM,
@@ -38,6 +36,7 @@ from sparvar.tools.reports.calibration_figure import (
     layer_bar,
     layer_colours,
 )
+from sparvar.tools.reports.text import plural, seconds
 
 HIGHEST_DB = 60.0
 """Images this close are the same to any eye: better ones are drawn here, so that the rest can be told apart."""

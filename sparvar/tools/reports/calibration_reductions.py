@@ -9,8 +9,8 @@ import math
 from typing import Any
 
 from sparvar.scale_plans import Plan
-from sparvar.tools.reports.calibration_facts import plural
 from sparvar.tools.reports.calibration_figure import ALARM, INK, KINDS, OTHERS, SOFT, Report, Section
+from sparvar.tools.reports.text import plural
 
 SMALL: dict[str, Any] = {
     "fontsize": 7.5,

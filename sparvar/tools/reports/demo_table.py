@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from sparvar.evaluate.machine import device_name, machine
 from sparvar.evaluate.timing import Spread
 from sparvar.tools.bench.demo import DemoResult
+from sparvar.tools.reports.text import change, decibels, faster, mebibytes, plural
 
 
 def psnr_median(result: DemoResult) -> float:
@@ -79,37 +79,12 @@ def _baseline(result: DemoResult, name: str) -> dict[str, Any]:
     }
 
 
-def decibels(value: float) -> str:
-    return f"{value:.1f} dB" if math.isfinite(value) else "identical"
-
-
-def mebibytes(value: int | None) -> str:
-    return f"{value / 2**20:.0f} MiB" if value is not None else "not measured"
-
-
-def faster(speedup: float | None) -> str:
-    """``2.50x faster``, or ``1.20x slower`` where it is."""
-    if speedup is None:
-        return "-"
-    return f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
-
-
-def change(before: int | None, after: int | None) -> str:
-    """Relative change in per cent."""
-    return f"{100 * (after / before - 1):+.0f} %" if before and after is not None else "-"
-
-
-def count(number: int, what: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
     """(what, dense, sparse, verdict) for the closing table, in the terminal and on the page."""
     attention, reference = result.attention, result.reference
     assert attention is not None
     dense, sparse = result.peak[reference], result.peak["sparse"]
-    table = [
+    times = [
         (
             "time per image" if name == "eager" else "time per image, dense with Inductor",
             f"{result.median(name):.2f} s",
@@ -118,23 +93,15 @@ def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
         )
         for name in result.settings.baselines
     ]
+    spent = f"{attention.dense:.2f} s", f"{attention.sparse:.2f} s"
+    ran, planned = result.rewritten_sites, result.plan.planned_sites()
     return [
-        *table,
-        (
-            "attention at the sparse scales",
-            f"{attention.dense:.2f} s",
-            f"{attention.sparse:.2f} s",
-            faster(attention.speedup),
-        ),
+        *times,
+        ("attention at the sparse scales", *spent, faster(attention.speedup)),
         ("peak memory of one image", mebibytes(dense), mebibytes(sparse), change(dense, sparse)),
         ("PSNR against dense", "", decibels(psnr_median(result)), "median of the images"),
         ("SSIM against dense", "", f"{ssim_median(result):.3f}", "median of the images"),
-        (
-            "sites run as planned",
-            "",
-            f"{result.rewritten_sites} of {result.plan.planned_sites()}",
-            "all" if result.rewritten_sites == result.plan.planned_sites() else "not all",
-        ),
+        ("sites run as planned", "", f"{ran} of {planned}", "all" if ran == planned else "not all"),
         ("first image, compiling included", "", f"{result.first_image_seconds:.1f} s", "from the start of the program"),
     ]
 
@@ -142,7 +109,7 @@ def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
 def closing_table(result: DemoResult) -> Table:
     """The one table that a demo ends with."""
     table = Table(
-        title=f"sparvar demo: {count(len(result.images), 'image')}, plan {result.plan.name}", title_justify="left"
+        title=f"sparvar demo: {plural(len(result.images), 'image')}, plan {result.plan.name}", title_justify="left"
     )
     table.add_column("", style="bold")
     table.add_column("dense", justify="right")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparvar.scale_plans import Plan
 from sparvar.tools.bench.demo import DemoImage
-from sparvar.tools.reports.demo_table import decibels
 from sparvar.tools.reports.kept_columns import KeptColumns
+from sparvar.tools.reports.text import decibels
 
 GAIN = 8
 """How much differences are enlarged in the comparison."""
