@@ -1,4 +1,4 @@
-"""What the commands share: consoles, JSON, known failures as one paragraph, the models they can load."""
+"""What the commands show: consoles, tables, progress, JSON, and known failures as one paragraph."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from sparvar.errors import SparvarError, SparvarWarning, WeightsError
-from sparvar.zoo import LandscapeVAR, LandscapeWeightsError, landscape
+from sparvar.zoo import LandscapeWeightsError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,7 +29,7 @@ EXIT_CODES = (
 )
 
 
-def output() -> Console:
+def results() -> Console:
     """Console for results; made at each use, because tests and pipes replace the streams."""
     return Console(file=sys.stdout, width=_width(), highlight=False)
 
@@ -48,6 +48,16 @@ def paragraphs(command: Callable[..., object]) -> str:
     """A command's docstring with the lines of each paragraph joined: typer would keep the source's line breaks."""
     text = inspect.getdoc(command) or ""
     return "\n\n".join(part if part.startswith(" ") else part.replace("\n", " ") for part in text.split("\n\n"))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> Table:
+    """A table for the console; columns whose names begin with ``>`` are right-aligned."""
+    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    for name in columns:
+        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def print_json(value: Any) -> None:
@@ -70,11 +80,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _say(kind: str, text: str) -> None:
+    console = notes()
+    console.print(kind, end=": ")
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
 def fail(text: str, code: int = FAILED) -> NoReturn:
     """End the command with a message of one paragraph on standard error."""
-    console = notes()
-    console.print("[bold red]error[/]", end=": ")
-    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+    _say("[bold red]error[/]", text)
     raise typer.Exit(code)
 
 
@@ -104,15 +118,8 @@ def _show_warnings() -> None:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
     ) -> None:
         if issubclass(category, SparvarWarning):
-            console = notes()
-            console.print("[bold yellow]warning[/]", end=": ")
-            console.print(str(message), markup=False, soft_wrap=not console.is_terminal)
+            _say("[bold yellow]warning[/]", str(message))
         else:
             plain(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show
-
-
-def load_landscape(weights: Path | None) -> LandscapeVAR:
-    """The landscape model with the shipped weights, or those of another folder."""
-    return landscape() if weights is None else landscape(weights)

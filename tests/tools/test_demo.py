@@ -17,8 +17,9 @@ from PIL import Image
 
 from sparvar.errors import OutputError
 from sparvar.scale_plans import Plan
-from sparvar.tools import output
+from sparvar.tools import options
 from sparvar.tools.commands.demo import FILES
+from sparvar.tools.result_files import write_files
 from tests.tools.conftest import Tiny, command, run_command
 
 PROMISED = (
@@ -118,7 +119,7 @@ def test_a_disk_that_fills_while_writing(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="second: must be writable, got No space left on device"):
-        output.write_all(tmp_path, {"first": b"new", "second": b"new"})
+        write_files(tmp_path, {"first": b"new", "second": b"new"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"first": b"new", "second": b"old"}
 
 
@@ -178,8 +179,6 @@ def test_damaged_weights(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from sparvar.tools.commands import demo
-
-    monkeypatch.setattr(demo, "compiler", lambda: None)
-    assert demo.choose_inner(demo.Inner.auto) == "eager"
+    monkeypatch.setattr(options, "compiler", lambda: None)
+    assert options.choose_inner(options.Inner.auto) == "eager"
     assert "No C++ compiler was found" in capsys.readouterr().err

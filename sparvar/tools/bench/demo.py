@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.compiler.config
@@ -23,6 +23,7 @@ from sparvar.evaluate.machine import process_age
 from sparvar.evaluate.memory import peak_memory
 from sparvar.evaluate.metrics import psnr, ssim
 from sparvar.evaluate.timing import Generation, Spread, ratio, timed_generation
+from sparvar.progress import Progress
 from sparvar.scale_plans import Plan
 from sparvar.tools.reports.kept_columns import AttentionRecorder, KeptColumns, drawn_layers, kept_columns
 from sparvar.zoo import LandscapeVAR, ShapedVAR
@@ -99,14 +100,12 @@ class DemoResult:
         return [statistics.median(times) for times in zip(*self.scales[variant], strict=True)]
 
 
-class Progress:
-    """What the measurements report; the command draws it. The base class draws nothing."""
-
-    def begin(self, text: str) -> None:
-        """A generation starts."""
+class ScaleProgress(Progress, Protocol):
+    """A `Progress` whose steps are generations, and that is told of their scales, too."""
 
     def scale(self, scale: int) -> None:
         """The 0-based scale of the generation under way is done."""
+        ...
 
 
 def generations(settings: DemoSettings) -> int:
@@ -118,7 +117,7 @@ def generations(settings: DemoSettings) -> int:
 class Demo:
     """One run of the demo on one model."""
 
-    def __init__(self, model: LandscapeVAR, plan: Plan | str, settings: DemoSettings, progress: Progress) -> None:
+    def __init__(self, model: LandscapeVAR, plan: Plan | str, settings: DemoSettings, progress: ScaleProgress) -> None:
         self.settings, self.progress = settings, progress
         self.models: dict[str, Any] = {}
         if "inductor" in settings.baselines:
@@ -131,7 +130,7 @@ class Demo:
 
     def generate(self, variant: str, number: int, text: str) -> Generation:
         """One generation of image ``number`` by ``eager`` or ``inductor`` (dense), or ``sparse``."""
-        self.progress.begin(text)
+        self.progress.step(text)
         # The dense model is the attached one with the attachment switched off: its own forwards run.
         self.attachment.enabled = variant == "sparse"
         try:

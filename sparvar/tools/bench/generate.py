@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from sparvar.errors import SparvarError, message
 from sparvar.evaluate.attention_time import attention_time
 from sparvar.evaluate.metrics import psnr, ssim
 from sparvar.evaluate.timing import Generation, Spread, ratio, timed_generation
+from sparvar.progress import Progress
 from sparvar.tools.bench.demo import inductor_dense
-from sparvar.tools.console import load_landscape
-from sparvar.zoo import CLASSES
+from sparvar.zoo import CLASSES, landscape
 
 VARIANTS = ("eager", "inductor", "sparse")
 
@@ -40,7 +39,7 @@ class GenerateSettings:
 
 def build(settings: GenerateSettings, variant: str) -> Any:
     """A model for one variant, with its own parameters and modules."""
-    return prepare(load_landscape(settings.weights), settings, variant)
+    return prepare(landscape(settings.weights), settings, variant)
 
 
 def prepare(model: Any, settings: GenerateSettings, variant: str) -> Any:
@@ -50,20 +49,20 @@ def prepare(model: Any, settings: GenerateSettings, variant: str) -> Any:
     return inductor_dense(model) if variant == "inductor" else model
 
 
-def run(settings: GenerateSettings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything; ``say`` gets a line before each step."""
-    plain = load_landscape(settings.weights)
+def run(settings: GenerateSettings, progress: Progress) -> dict[str, Any]:
+    """The content of a result file."""
+    plain = landscape(settings.weights)
     models = {variant: prepare(copy.deepcopy(plain), settings, variant) for variant in settings.variants}
     warm: dict[str, float] = {}
     for variant, model in models.items():
-        say(f"{variant}: first generation, compiling")
+        progress.step(f"{variant}: first generation, compiling")
         started = time.perf_counter()
         timed_generation(model, CLASSES[0], 0, settings.cfg)
         warm[variant] = time.perf_counter() - started
     timed: dict[str, list[Generation]] = {variant: [] for variant in models}
     for seed in range(settings.seeds):
         for variant, model in models.items():
-            say(f"{variant}: seed {seed}")
+            progress.step(f"{variant}: seed {seed}")
             timed[variant].append(timed_generation(model, CLASSES[seed % len(CLASSES)], seed, settings.cfg))
     attachment = sparvar.attachment_of(models["sparse"])
     assert attachment is not None and attachment.last is not None
@@ -87,12 +86,12 @@ def run(settings: GenerateSettings, say: Callable[[str], None]) -> dict[str, Any
         "decode_seconds": {variant: statistics.median(one.decode for one in many) for variant, many in timed.items()},
         "quality": quality(timed),
     }
-    say("sparse: time outside kernels")
+    progress.step("sparse: time outside kernels")
     result["outside_kernels"] = outside_kernels(models["sparse"], settings.cfg)
     if (
         plan.pruning is None and plan.guidance is None and plan.skip is None
     ):  # else calls do not pair up with dense ones
-        say("profile of attention")
+        progress.step("profile of attention")
         spent = attention_time(
             plan,
             lambda: plain.generate(labels=[CLASSES[0]], seed=0, cfg=settings.cfg),
@@ -112,7 +111,7 @@ def run(settings: GenerateSettings, say: Callable[[str], None]) -> dict[str, Any
         models.clear()
         result["peak_memory"] = {}
         for variant in settings.variants:
-            say(f"{variant}: peak memory in its own process")
+            progress.step(f"{variant}: peak memory in its own process")
             result["peak_memory"][variant] = memory_of(settings, variant)
     return result
 

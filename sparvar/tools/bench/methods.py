@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from sparvar.errors import OptionError, message
 from sparvar.evaluate.memory import live_peak, peak_memory
 from sparvar.evaluate.metrics import psnr, ssim
 from sparvar.evaluate.timing import Generation, Spread, ratio, timed_generation
+from sparvar.progress import Progress
 from sparvar.scale_plans import ModelInfo, Plan, ScaleWork, dense_plan, find_plan, load_plan
 from sparvar.tools.bench.demo import compile_blocks
 from sparvar.tools.bench.pair import SOURCE, ImagePair, Pair, pairs
 from sparvar.tools.bench.published_methods import COMPRESSED, SKIPPING, Method, compressed, published
-from sparvar.tools.console import load_landscape
-from sparvar.zoo import CLASSES
+from sparvar.zoo import CLASSES, landscape
 
 DENSE = "dense"
 INDUCTOR = "dense, Inductor"
@@ -107,7 +107,7 @@ class ImageBench(Bench):
     """
 
     def __init__(self, settings: MethodSettings, plans: Mapping[str, str], weights: Path | None = None) -> None:
-        self.model = load_landscape(weights)
+        self.model = landscape(weights)
         self.base = base_of(self.model)
         self.plans, self.cfg, self.first_seed = plans, settings.cfg, settings.first_seed
 
@@ -144,7 +144,7 @@ class ImageBench(Bench):
     def pairs(self, settings: MethodSettings) -> dict[str, Pair]:
         if settings.refiner is None:
             return {}
-        small = load_landscape(Path(settings.refiner))
+        small = landscape(Path(settings.refiner))
         plans = (self.base, base_of(small))
         given = (settings.inner, settings.handover, settings.skipping)
         return pairs(ImagePair, self.copy, lambda: copy.deepcopy(small), plans, *given)
@@ -155,9 +155,7 @@ class ImageBench(Bench):
         return found + [Method(name, "given", load_plan(path)) for name, path in self.plans.items()]
 
 
-def methods_of(
-    settings: MethodSettings, bench: Bench, say: Callable[[str], None], others: Sequence[str] = ()
-) -> list[Method]:
+def methods_of(settings: MethodSettings, bench: Bench, progress: Progress, others: Sequence[str] = ()) -> list[Method]:
     """The methods to run, in order; the shipped plan and the given ones last. ``others`` are rows that are no plans.
 
     Raises:
@@ -166,13 +164,13 @@ def methods_of(
     found, wanted = published(bench.base, settings.skipping), settings.only
     names = [*COMPRESSED, *(f"{name}{SKIPPING}" for name in COMPRESSED if settings.skipping)]
     if not wanted or set(names) & set(wanted):
-        say("what ScaleKV and HACK measure before they give out budgets")
+        progress.step("what ScaleKV and HACK measure before they give out budgets")
         measured = bench.kv_statistics()
         found += compressed(bench.base, measured.selectivity, measured.variance, settings.skipping)
     found += bench.further()
     if settings.cfg == 1.0:
         without = ", ".join(method.name for method in found if method.plan.guidance is not None)
-        say(f"without guidance there is none to leave out, so these do not run: {without}")
+        progress.step(f"without guidance there is none to leave out, so these do not run: {without}")
         found = [method for method in found if method.plan.guidance is None]
     known = [*(method.name for method in found), *others]
     for name in wanted:
@@ -199,10 +197,10 @@ def base_of(model: Any) -> Plan:
     )
 
 
-def run(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything; ``say`` gets a line before each step."""
+def run(settings: MethodSettings, bench: Bench, progress: Progress) -> dict[str, Any]:
+    """The content of a result file."""
     paired = bench.pairs(settings)
-    methods = {method.name: method for method in methods_of(settings, bench, say, tuple(paired))}
+    methods = {method.name: method for method in methods_of(settings, bench, progress, tuple(paired))}
     plans: dict[str, Plan | None] = {DENSE: None, INDUCTOR: None}
     models: dict[str, Any] = {DENSE: bench.copy()}
     if settings.inner != "eager":
@@ -214,16 +212,16 @@ def run(settings: MethodSettings, bench: Bench, say: Callable[[str], None]) -> d
     models |= paired
     plans |= {name: pair.plan for name, pair in paired.items()}
     for name, model in models.items():
-        say(f"{name}: first generation, compiling")
+        progress.step(f"{name}: first generation, compiling")
         bench.generate(model, plans[name])
     timed: dict[str, list[Generation]] = {name: [] for name in models}
     for number in range(settings.seeds):
-        say(f"generation {number + 1} of {settings.seeds}, by {len(models)} methods in turns")
+        progress.step(f"generation {number + 1} of {settings.seeds}, by {len(models)} methods in turns")
         for name, model in models.items():
             timed[name].append(bench.draw(model, plans[name], number))
     rows = []
     for name, model in models.items():
-        say(f"{name}: memory")
+        progress.step(f"{name}: memory")
         work = sparvar.explain(model).work if name in methods else ()
         row = _row(name, timed, methods.get(name), work)
         if name in paired:

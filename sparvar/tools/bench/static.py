@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sparvar import kernels
 from sparvar.errors import KernelError, message
-from sparvar.tools.console import notes
+from sparvar.tools.console import show_table
+from sparvar.tools.progress_bar import ProgressBar
 
 __all__ = ["refuse_problems", "run", "table"]
 
@@ -38,17 +38,13 @@ def run(quick: bool) -> dict[str, Any]:
             if (case.head_dim, case.dtype, case.variant) == (QUICK_DIM, QUICK_DTYPE, "pinned")
             and case.target.startswith("sm_")
         ]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     done = []
     workers = min(WORKERS, os.cpu_count() or 1)
-    with (
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
-        Progress(*columns, console=notes(), transient=True) as progress,
-    ):
-        task = progress.add_task("compiling", total=len(cases))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool, ProgressBar(len(cases)) as progress:
         for found in pool.map(_compile, cases):
             done.append(found)
-            progress.update(task, advance=1, description=f"{found['kernel']} {found['target']} {found['dtype']}")
+            progress.step(f"{found['kernel']} {found['target']} {found['dtype']}")
     return {
         "benchmark": "static-kernels",
         "format": 1,
@@ -61,34 +57,33 @@ def run(quick: bool) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> Table:
     """One row per compilation."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["toolchain"].items())
-    shown = Table(title=f"Triton kernels, compiled without a GPU ({versions})", title_justify="left")
-    for name in ("kernel", "target", "dtype", "head", "block", "registers", "spills", "stack", "shared", "matrix"):
-        right = name in ("head", "registers", "spills", "stack", "shared")
-        shown.add_column(name, justify="right" if right else "left", no_wrap=True)
-    shown.add_column("of peak, uncached")
-    shown.caption = (
-        "Block: queries x keys, warps, stages. Spills: instructions. Of peak, uncached: what memory bandwidth allows "
-        "were no row in a cache, on " + ", ".join(f"{gpu['name']} ({gpu['target']})" for gpu in result["gpus"])
-    )
-    shown.caption_justify = "left"
+    rows = []
     for case in result["cases"]:
         block = case["block"]
-        peak = ", ".join(f"{100 * share:.0f} %" for share in case["of_peak"].values())
-        shown.add_row(
-            case["kernel"] + ("" if case["variant"] == "pinned" else f", {case['variant']}"),
-            case["target"],
-            case["dtype"],
-            str(case["head_dim"] or ""),
-            f"{block['m']}x{block['n']} {block['warps']}w {block['stages']}s",
-            str(case["registers"]),
-            str(case["spills"]),
-            str(case["stack"]),
-            f"{case['shared'] / 1024:.0f} of {case['shared_limit'] / 1024:.0f} KiB",
-            case["matrix"] or "none",
-            peak,
+        rows.append(
+            (
+                case["kernel"] + ("" if case["variant"] == "pinned" else f", {case['variant']}"),
+                case["target"],
+                case["dtype"],
+                str(case["head_dim"] or ""),
+                f"{block['m']}x{block['n']} {block['warps']}w {block['stages']}s",
+                str(case["registers"]),
+                str(case["spills"]),
+                str(case["stack"]),
+                f"{case['shared'] / 1024:.0f} of {case['shared_limit'] / 1024:.0f} KiB",
+                case["matrix"] or "none",
+                ", ".join(f"{100 * share:.0f} %" for share in case["of_peak"].values()),
+            )
         )
-    return shown
+    versions = ", ".join(f"{name} {version}" for name, version in result["toolchain"].items())
+    columns = ("kernel", "target", "dtype", ">head", "block", ">registers", ">spills", ">stack", ">shared", "matrix")
+    return show_table(
+        f"Triton kernels, compiled without a GPU ({versions})",
+        (*columns, "of peak, uncached"),
+        rows,
+        "Block: queries x keys, warps, stages. Spills: instructions. Of peak, uncached: what memory bandwidth allows "
+        "were no row in a cache, on " + ", ".join(f"{gpu['name']} ({gpu['target']})" for gpu in result["gpus"]),
+    )
 
 
 def refuse_problems(result: dict[str, Any]) -> None:

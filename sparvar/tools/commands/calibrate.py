@@ -12,13 +12,12 @@ from rich.table import Table
 
 from sparvar.calibrate import Budget, Calibration, CalibrationOptions, Effort, finish_calibration, start_calibration
 from sparvar.errors import SparvarError, message
-from sparvar.tools import output
-from sparvar.tools.commands.demo import Inner, choose_inner
-from sparvar.tools.console import as_json, handled, notes
-from sparvar.tools.console import output as results
+from sparvar.tools.console import as_json, handled, results
+from sparvar.tools.options import Inner, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
 from sparvar.tools.reports.calibration_page import page
+from sparvar.tools.result_files import prepare_folder, write_files
 
 
 class Search(str, Enum):
@@ -97,7 +96,7 @@ def calibrate(
     """
     budget = Budget(min_psnr=min_psnr, min_ssim=min_ssim, max_error=max_error, max_seconds=max_seconds, max_kv=max_kv)
     labels = read_prompts(prompts)
-    output.prepare(out.parent, (out.name, JSON_NAME, PAGE_NAME))
+    prepare_folder(out.parent, (out.name, JSON_NAME, PAGE_NAME))
     subject = find_subject(model, checkpoint)
     compiled = choose_inner(inner)
     options = CalibrationOptions(
@@ -114,11 +113,11 @@ def calibrate(
     )
     started = time.monotonic()
     work = out.parent / f"{out.name}.work"
-    with ProgressBar(notes()) as bar, start_calibration(subject, labels, budget, work, options, bar) as pipeline:
+    with ProgressBar() as bar, start_calibration(subject, labels, budget, work, options, bar) as pipeline:
         bar.expect(STEPS[pipeline.effort.fine])
         found = finish_calibration(pipeline)
     found.report["command_seconds"] = time.monotonic() - started
-    output.write_all(
+    write_files(
         out.parent,
         {
             out.name: found.plan.dumps().encode(),

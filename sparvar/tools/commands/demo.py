@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
-from enum import Enum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
-from sparvar.evaluate.machine import compiler
-from sparvar.tools import output
-from sparvar.tools.bench.demo import Baseline, Demo, DemoSettings, Progress, generations
-from sparvar.tools.console import as_json, handled, load_landscape, notes, print_json
-from sparvar.tools.console import output as results
+from sparvar.tools.bench.demo import Demo, DemoSettings, generations
+from sparvar.tools.console import as_json, handled, print_json, results
+from sparvar.tools.options import BaselineChoice, Cfg, Inner, InnerOption, PlanName, Weights, choose_inner
+from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.reports.demo_page import page
 from sparvar.tools.reports.demo_table import closing_table, report
 from sparvar.tools.reports.picture import comparison, png
-from sparvar.zoo import CLASSES
+from sparvar.tools.result_files import prepare_folder, write_files
+from sparvar.zoo import CLASSES, landscape
 
 FILES = ("plan.json", "comparison.png", "report.html", "report.json")
-
-
-class Inner(str, Enum):
-    """Choices of ``--inner``."""
-
-    auto = "auto"
-    inductor = "inductor"
-    eager = "eager"
-
-
-class BaselineChoice(str, Enum):
-    """Choices of ``--baseline``."""
-
-    eager = "eager"
-    inductor = "inductor"
-    both = "both"
-
-
-BASELINES: dict[str, tuple[Baseline, ...]] = {
-    "eager": ("eager",),
-    "inductor": ("inductor",),
-    "both": ("eager", "inductor"),
-}
 
 
 def _runs(images: int) -> int:
     """Timed generations of each image: about six pairs in all, so that medians mean something."""
     return max(1, math.ceil(6 / images))
-
-
-def choose_inner(inner: Inner) -> str:
-    """What ``auto`` stands for here, said aloud."""
-    if inner is not Inner.auto:
-        return inner.value
-    if compiler() is not None:
-        return "inductor"
-    notes().print("No C++ compiler was found, so the graphs run without Inductor (--inner eager).")
-    return "eager"
 
 
 def choose_classes(text: str, images: int) -> tuple[str, ...]:
@@ -76,21 +40,19 @@ def choose_classes(text: str, images: int) -> tuple[str, ...]:
     return tuple(names[number % len(names)] for number in range(images))
 
 
-class _Drawn(Progress):
-    """Progress on a rich bar: one unit per token of every scale, so that it moves evenly."""
+class _TokenBar(ProgressBar):
+    """One unit per token of every scale, so that the bar moves evenly."""
 
-    def __init__(self, bar: Bar, total: int, tokens: list[int]) -> None:
-        self.bar, self.tokens = bar, tokens
-        self.task = bar.add_task("starting", total=total * sum(tokens))
-        self.plain = not bar.console.is_terminal
+    def __init__(self, generations: int, sides: Sequence[int]) -> None:
+        self.tokens = [side * side for side in sides]
+        super().__init__(generations * sum(self.tokens))
 
-    def begin(self, text: str) -> None:
-        self.bar.update(self.task, description=text)
-        if self.plain:
-            self.bar.console.print(text, markup=False)
+    def step(self, text: str, advance: float = 0.0) -> None:
+        super().step(text, advance)
 
     def scale(self, scale: int) -> None:
-        self.bar.advance(self.task, self.tokens[scale])
+        """The 0-based scale of the generation under way is done."""
+        self.move(self.tokens[scale])
 
 
 @handled
@@ -101,22 +63,16 @@ def demo(
     classes: Annotated[
         str, typer.Option(metavar="NAMES", help="Comma-separated classes, taken in turn: " + ", ".join(CLASSES) + ".")
     ] = "mountain,sea",
-    cfg: Annotated[float, typer.Option(min=0.0, help="Guidance strength; 1 turns guidance off.")] = 2.0,
-    plan: Annotated[
-        str, typer.Option(metavar="PLAN", help="auto (the shipped plan of the model), a plan file, or a shipped name.")
-    ] = "auto",
-    inner: Annotated[
-        Inner, typer.Option(help="What compiles the rewritten graphs; auto is inductor where a C++ compiler is.")
-    ] = Inner.auto,
+    cfg: Cfg = 2.0,
+    plan: PlanName = "auto",
+    inner: InnerOption = Inner.auto,
     baseline: Annotated[
         BaselineChoice, typer.Option(help="What sparse is compared with; Inductor takes minutes to compile.")
     ] = BaselineChoice.eager,
     runs: Annotated[
         int | None, typer.Option(min=1, help="Timed runs of each image; about six in all by default.")
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with weights from `python -m sparvar.zoo.training`.")
-    ] = None,
+    weights: Weights = None,
     json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
     """Generate the same landscapes dense and sparse, and measure what changed.
@@ -132,18 +88,13 @@ def demo(
         sparvar demo --out dusk --images 4 --classes sea,sky_fog --seed 7
     """
     chosen = choose_classes(classes, images)
-    output.prepare(out, FILES)
-    settings = DemoSettings(chosen, seed, cfg, choose_inner(inner), BASELINES[baseline.value], runs or _runs(images))
-    model = load_landscape(weights)
-    console = notes()
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with ExitStack() as stack:
-        bar = stack.enter_context(Bar(*columns, console=console, refresh_per_second=4, transient=True))
-        tokens = [side * side for side in model.sides]
-        measured = Demo(model, plan, settings, _Drawn(bar, generations(settings), tokens))
-        result = measured.run()
+    prepare_folder(out, FILES)
+    settings = DemoSettings(chosen, seed, cfg, choose_inner(inner), baseline.baselines, runs or _runs(images))
+    model = landscape(weights)
+    with _TokenBar(generations(settings), model.sides) as bar:
+        result = Demo(model, plan, settings, bar).run()
     facts = report(result)
-    output.write_all(
+    write_files(
         out,
         {
             "plan.json": result.plan.dumps().encode(),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sparvar import env, kernels
@@ -16,7 +17,8 @@ from sparvar.errors import PlanError, SparvarError, message
 from sparvar.evaluate.machine import PACKAGES, compiler, machine, memory_total, version_of
 from sparvar.private_files import code_folder, not_private
 from sparvar.scale_plans import shipped_plans
-from sparvar.tools.console import FAILED, handled, output, print_json
+from sparvar.tools.console import FAILED, handled, print_json, results, show_table
+from sparvar.tools.options import Json
 from sparvar.zoo import LandscapeWeightsError, landscape
 
 State = Literal["ok", "note", "broken"]
@@ -180,22 +182,19 @@ def variables() -> dict[str, dict[str, str]]:
 
 def _tables(findings: list[Finding]) -> list[Table]:
     looks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[bold red]broken[/]"}
-    first = Table(title="sparvar doctor", title_justify="left")
-    for column in ("", "state", "found"):
-        first.add_column(column, overflow="fold")
+    lines = []
     for finding in findings:
         found = finding.found + (f"; {finding.remedy}" if finding.remedy else "")
-        first.add_row(finding.subject, looks[finding.state], found.replace("[", r"\["))
-    second = Table(title="Environment variables", title_justify="left")
-    for column in ("name", "value", "meaning"):
-        second.add_column(column, overflow="fold")
-    for name, facts in variables().items():
-        second.add_row(name, facts["value"] or "(empty)", facts["meaning"])
-    return [first, second]
+        lines.append((finding.subject, looks[finding.state], escape(found)))
+    values = [(name, escape(facts["value"]) or "(empty)", facts["meaning"]) for name, facts in variables().items()]
+    return [
+        show_table("sparvar doctor", ("", "state", "found"), lines),
+        show_table("Environment variables", ("name", "value", "meaning"), values),
+    ]
 
 
 @handled
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(json: Json = False) -> None:
     """Look at everything sparvar needs: versions, processor, compiler, kernels, weights, cache.
 
     The exit code is 1 only when something that [cyan]sparvar demo[/] needs is broken; notes are not errors.
@@ -216,7 +215,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         }
         print_json(facts)
     else:
-        screen = output()
+        screen = results()
         for table in _tables(findings):
             screen.print(table)
         screen.print(

@@ -14,8 +14,9 @@ from torch import nn
 
 import sparvar
 from sparvar.errors import OptionError, PlanError, message
-from sparvar.tools.commands.demo import Inner, choose_inner
-from sparvar.tools.console import handled, load_landscape, notes, output, print_json
+from sparvar.tools.console import handled, notes, print_json, results
+from sparvar.tools.options import Inner, Json, PlanName, Weights, choose_inner
+from sparvar.zoo import landscape
 
 LANDSCAPE = "zoo:landscape"
 
@@ -33,7 +34,7 @@ def load_model(source: str, weights: Path | None = None) -> tuple[nn.Module, Gen
         OptionError: the module cannot be imported, the factory is not there, or it gives no model.
     """
     if source == LANDSCAPE:
-        return load_landscape(weights), _landscape_generation
+        return landscape(weights), _landscape_generation
     place, colon, name = source.partition(":")
     if not colon or not place or not name:
         must = f"be {LANDSCAPE} or package.module:factory"
@@ -73,17 +74,13 @@ def explain(
     model: Annotated[
         str, typer.Argument(metavar="[MODEL]", help=f"{LANDSCAPE}, or package.module:factory.", show_default=True)
     ] = LANDSCAPE,
-    plan: Annotated[
-        str, typer.Option(metavar="PLAN", help="auto (the shipped plan of the model), a plan file, or a shipped name.")
-    ] = "auto",
+    plan: PlanName = "auto",
     run: Annotated[
         bool, typer.Option("--run", help="Generate once, so that the graphs and what was rewritten in them are known.")
     ] = False,
     inner: Annotated[Inner, typer.Option(help="What compiles the graphs of --run.")] = Inner.eager,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with other weights of the landscape model.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    weights: Weights = None,
+    json: Json = False,
 ) -> None:
     """Say which self-attentions of a model sparvar takes, what runs there, and why the others are left.
 
@@ -113,7 +110,7 @@ def explain(
     if json:
         print_json(found.as_dict())
         return
-    screen = output()
+    screen = results()
     screen.print(str(found), markup=False, soft_wrap=True)
     if attached and not run:
         notes().print("Graphs are made by the first generation: add --run to see them.")

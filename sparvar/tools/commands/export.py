@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sparvar.export import export_artefact, load_exportable
-from sparvar.tools.console import handled, notes, output
+from sparvar.tools.console import handled, notes, results
 
 
 class Format(str, Enum):
@@ -100,4 +100,4 @@ def export(
     files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     seconds = time.monotonic() - started
-    output().print(f"{place}: {size / 2**20:.1f} MiB in {seconds:.0f} s", markup=False, soft_wrap=True)
+    results().print(f"{place}: {size / 2**20:.1f} MiB in {seconds:.0f} s", markup=False, soft_wrap=True)

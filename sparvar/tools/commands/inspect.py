@@ -10,7 +10,8 @@ import typer
 
 from sparvar.errors import OptionError, PlanError, PlanWarning, message
 from sparvar.scale_plans import Plan, diff, load_plan
-from sparvar.tools.console import FAILED, handled, notes, output, print_json
+from sparvar.tools.console import FAILED, handled, notes, print_json, results
+from sparvar.tools.options import Json
 from sparvar.tools.reports.artefact_view import facts, is_artefact, view
 
 
@@ -45,7 +46,7 @@ def _show_artefact(path: Path, json: bool, more: bool) -> None:
     if json:
         print_json(facts(manifest))
     else:
-        output().print(picture)
+        results().print(picture)
 
 
 @handled
@@ -60,7 +61,7 @@ def inspect(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Accept an edit by hand: write the file again with its new digest.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Read a plan or an artefact: what runs at every scale and layer, what it keeps and saves, where it comes from.
 
@@ -91,7 +92,7 @@ def inspect(
             print_json({"ok": False, "source": error.source, "problems": error.problems})
             raise typer.Exit(FAILED) from error
         raise
-    screen = output()
+    screen = results()
     if second is not None:
         lines = list(diff(first, second).lines)
         if json:

@@ -10,16 +10,10 @@ import typer
 
 from sparvar.artefact import load
 from sparvar.errors import OptionError, message
-from sparvar.tools import output as places
-from sparvar.tools.console import handled, output
+from sparvar.tools.console import handled, results
+from sparvar.tools.options import ArtefactPath, Device, FormatName, Trust
 from sparvar.tools.reports.picture import png_of
-
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Run the native code of an artefact that was not made on this machine.")
-]
-Which = Annotated[str | None, typer.Option("--format", "-f", help="aoti, onnx or tensorrt; the first that can run.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; the one the artefact was made for.")]
-Source = Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A folder, or a .sparvar file.")]
+from sparvar.tools.result_files import prepare_file, write_files
 
 
 def _numbered(out: Path, count: int) -> list[Path]:
@@ -42,7 +36,7 @@ def _tensors(path: Path | None) -> dict[str, Any]:
 
 @handled
 def run(
-    artefact: Source,
+    artefact: ArtefactPath,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="With several images: numbered.")],
     label: Annotated[
         list[str] | None, typer.Option("--label", "-l", help="A class, by name or number; repeat it.")
@@ -52,7 +46,7 @@ def run(
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Safetensors with inputs that are tensors, such as prompts.")
     ] = None,
-    format: Which = None,
+    format: FormatName = None,
     device: Device = None,
     trust: Trust = False,
     low_memory: Annotated[
@@ -69,7 +63,7 @@ def run(
     """
     if out.suffix.lower() != ".png":
         raise OptionError(message("--out", "end in .png", str(out)))
-    places.prepare_file(out)
+    prepare_file(out)
     loaded = load(artefact, format=format, device=device, trust=trust, low_memory=low_memory)
     given = _tensors(inputs)
     if cfg is not None:
@@ -78,6 +72,6 @@ def run(
     images = loaded.generate(*([label] if label else []), seed=seed, **given)
     seconds = time.perf_counter() - started
     paths = _numbered(out, len(images))
-    places.write_all(out.parent, {path.name: png_of(image) for path, image in zip(paths, images, strict=True)})
+    write_files(out.parent, {path.name: png_of(image) for path, image in zip(paths, images, strict=True)})
     times = f"loaded in {loaded.load_seconds:.2f} s, drawn in {seconds:.2f} s ({loaded.name})"
-    output().print(f"{', '.join(map(str, paths))}: {times}", markup=False, soft_wrap=True)
+    results().print(f"{', '.join(map(str, paths))}: {times}", markup=False, soft_wrap=True)

@@ -13,12 +13,11 @@ from sparvar.calibrate import Subject, compare_plans
 from sparvar.errors import OptionError, PlanError, message
 from sparvar.scale_plans import Plan, Schedule, load_plan, parse_schedule, schedule_text
 from sparvar.scale_plans import transfer as carry
-from sparvar.tools import output
-from sparvar.tools.commands.demo import Inner, choose_inner
-from sparvar.tools.console import handled, notes
-from sparvar.tools.console import output as results
+from sparvar.tools.console import handled, results
+from sparvar.tools.options import Inner, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
+from sparvar.tools.result_files import prepare_file, write_files
 from sparvar.version import __version__
 
 
@@ -58,13 +57,13 @@ def transfer(
     """
     source = load_plan(plan)
     labels = read_prompts(prompts)
-    output.prepare_file(out)
+    prepare_file(out)
     subject = choose_schedule(find_subject(model, checkpoint), size, schedule)
     target = carry(source, subject.schedule, prefix=subject.prefix)
-    with ProgressBar(notes(), 2 * images + 1) as bar:
+    with ProgressBar(2 * images + 1) as bar:
         found = compare_plans(subject, target, labels, images, seed, choose_inner(inner), bar)
     finished = with_loss(target, found, str(next(subject.model.parameters()).device))
-    output.write_all(out.parent, {out.name: finished.dumps().encode()})
+    write_files(out.parent, {out.name: finished.dumps().encode()})
     screen = results()
     screen.print(table(source, finished, found))
     if finished.all_dense:

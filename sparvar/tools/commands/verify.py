@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import typer
-from rich.table import Table
 
+import sparvar.artefact
 from sparvar.artefact import Report
-from sparvar.artefact import verify as check
-from sparvar.tools.commands.run import Device, Source, Trust, Which
-from sparvar.tools.console import FAILED, fail, handled, output, print_json
+from sparvar.tools.console import FAILED, fail, handled, print_json, results, show_table
+from sparvar.tools.options import ArtefactPath, Device, FormatName, Json, Trust
 
 
 @handled
 def verify(
-    artefact: Source,
-    format: Which = None,
+    artefact: ArtefactPath,
+    format: FormatName = None,
     device: Device = None,
     trust: Trust = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Check an artefact: every file against its checksum, the golden image against what its programs draw here.
 
@@ -33,7 +31,7 @@ def verify(
 
         sparvar verify landscape.sparvar --format onnx --json
     """
-    report = check(artefact, format=format, device=device, trust=trust)
+    report = sparvar.artefact.verify(artefact, format=format, device=device, trust=trust)
     if json:
         print_json({"ok": report.ok, "problems": report.problems, **dataclasses.asdict(report)})
         raise typer.Exit(0 if report.ok else FAILED)
@@ -43,21 +41,20 @@ def verify(
 
 
 def _show(report: Report) -> None:
-    screen = output()
-    table = Table(title=f"Programs of one generation ({report.format})", title_justify="left")
-    table.add_column("program")
-    for name in ("runs", "ms", "ms each", "share"):
-        table.add_column(name, justify="right")
     total = sum(each.seconds for each in report.programs.values())
-    for name, each in report.programs.items():
-        table.add_row(
+    rows = [
+        (
             name,
             str(each.runs),
             f"{1e3 * each.seconds:.1f}",
             f"{1e3 * each.seconds / each.runs:.2f}",
             f"{each.seconds / total:.0%}",
         )
-    screen.print(table)
+        for name, each in report.programs.items()
+    ]
+    screen = results()
+    columns = ("program", ">runs", ">ms", ">ms each", ">share")
+    screen.print(show_table(f"Programs of one generation ({report.format})", columns, rows))
     quality = "equal to the recorded one" if report.psnr_db == float("inf") else f"{report.psnr_db:.1f} dB"
     screen.print(
         f"{report.files} files, {report.bytes / 2**20:.1f} MiB, match their checksums; golden image {quality}"

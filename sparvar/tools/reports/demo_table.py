@@ -11,6 +11,7 @@ from rich.table import Table
 from sparvar.evaluate.machine import device_name, machine
 from sparvar.evaluate.timing import Spread
 from sparvar.tools.bench.demo import DemoResult
+from sparvar.tools.console import show_table
 from sparvar.tools.reports.text import change, decibels, faster, mebibytes, plural
 
 
@@ -108,13 +109,6 @@ def rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
 
 def closing_table(result: DemoResult) -> Table:
     """The one table that a demo ends with."""
-    table = Table(
-        title=f"sparvar demo: {plural(len(result.images), 'image')}, plan {result.plan.name}", title_justify="left"
-    )
-    table.add_column("", style="bold")
-    table.add_column("dense", justify="right")
-    table.add_column("sparse", justify="right")
-    table.add_column("", style="green")
-    for row in rows(result):
-        table.add_row(*row)
-    return table
+    title = f"sparvar demo: {plural(len(result.images), 'image')}, plan {result.plan.name}"
+    lines = [(f"[bold]{what}[/]", *figures, f"[green]{verdict}[/]") for what, *figures, verdict in rows(result)]
+    return show_table(title, ("", ">dense", ">sparse", ""), lines)

@@ -1,4 +1,4 @@
-"""The folder a command writes to: checked before the work, written whole or not at all."""
+"""The files that a command writes: their place is checked before the work, each is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from sparvar.errors import OutputError, message
 from sparvar.files import write_whole
 
+__all__ = ["prepare_file", "prepare_folder", "write_files"]
+
 ROOM = 64 << 20
 """Bytes that must be free before a demo starts; its files take about a tenth."""
 
 
-def prepare(folder: Path, names: tuple[str, ...] = (), room: int = ROOM) -> None:
+def prepare_folder(folder: Path, names: tuple[str, ...] = (), room: int = ROOM) -> None:
     """Make ``folder`` and show that files can be written there, before any long work.
 
     Raises:
@@ -36,13 +38,14 @@ def prepare(folder: Path, names: tuple[str, ...] = (), room: int = ROOM) -> None
             raise OutputError(message(str(folder / name), "be a file or absent", "a folder", "move it away"))
 
 
-def prepare_file(path: Path) -> None:
-    """Show that ``path`` can be written, before any long work. Raises `OutputError`."""
-    prepare(path.parent, (path.name,), room=1 << 20)
+def prepare_file(path: Path | None) -> None:
+    """Show that ``path``, where there is one, can be written, before any long work. Raises `OutputError`."""
+    if path is not None:
+        prepare_folder(path.parent, (path.name,), room=1 << 20)
 
 
-def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write ``files`` (name to content) into ``folder``, each under a temporary name first.
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write ``files`` (name to content) into ``folder``.
 
     Raises:
         OutputError: one could not be written; those before it are whole, it and those after it are as they were.
