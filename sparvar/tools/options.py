@@ -46,9 +46,9 @@ def choose_inner(inner: Inner) -> str:
     return "eager"
 
 
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")]
-OutPlan = Annotated[Path, typer.Option("--out", "-o", metavar="PLAN", help="The plan; reports go beside it.")]
 PlanName = Annotated[
     str, typer.Option(metavar="PLAN", help="auto (the shipped plan of the model), a plan file, or a shipped name.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sparvar.tools.console import notes
@@ -12,10 +13,10 @@ __all__ = ["Lines", "ProgressBar"]
 class ProgressBar(Progress):
     """A `sparvar.progress.Progress` that counts its steps; where the console is no terminal each step is a line."""
 
-    def __init__(self, steps: float | None = None) -> None:
+    def __init__(self, console: Console, steps: float | None = None) -> None:
         """A bar of ``steps`` steps, which `expect` may say later; with None the time left is not shown."""
         columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn()
-        super().__init__(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=notes(), transient=True)
+        super().__init__(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
         self._task = self.add_task("starting", total=steps)
 
     def step(self, text: str, advance: float = 1.0) -> None:

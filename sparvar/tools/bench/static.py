@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sparvar import kernels
 from sparvar.errors import KernelError, message
-from sparvar.tools.console import show_table
+from sparvar.tools.console import notes, show_table
 from sparvar.tools.progress_bar import ProgressBar
 
 __all__ = ["refuse_problems", "run", "table"]
@@ -41,7 +41,7 @@ def run(quick: bool) -> dict[str, Any]:
     done = []
     workers = min(WORKERS, os.cpu_count() or 1)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool, ProgressBar(len(cases)) as progress:
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool, ProgressBar(notes(), len(cases)) as progress:
         for found in pool.map(_compile, cases):
             done.append(found)
             progress.step(f"{found['kernel']} {found['target']} {found['dtype']}")

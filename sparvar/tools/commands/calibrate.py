@@ -13,7 +13,7 @@ from rich.table import Table
 from sparvar.calibrate import Budget, Calibration, CalibrationOptions, Effort, finish_calibration, start_calibration
 from sparvar.errors import SparvarError, message
 from sparvar.tools.console import as_json, handled, results
-from sparvar.tools.options import Inner, choose_inner
+from sparvar.tools.options import Checkpoint, Inner, ModelArgument, Prompts, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
 from sparvar.tools.reports.calibration_page import page
@@ -34,8 +34,8 @@ JSON_NAME, PAGE_NAME = "calibration.json", "calibration.html"
 
 @handled
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="zoo:landscape, or package.module:factory.")],
-    prompts: Annotated[Path, typer.Option(metavar="FILE", help="One label, or JSON value, per line.")],
+    model: ModelArgument,
+    prompts: Prompts,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PLAN", help="The plan; the reports go beside it.")],
     min_psnr: Annotated[float | None, typer.Option(help="Least mean PSNR against dense images, dB.")] = None,
     min_ssim: Annotated[float | None, typer.Option(help="Least mean SSIM against dense images.")] = None,
@@ -56,9 +56,7 @@ def calibrate(
     effort: Annotated[
         Search, typer.Option(help="How fine the search is; auto is as fine as about ten minutes allow.")
     ] = Search.auto,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     reduce: Annotated[
         bool, typer.Option("--reduce/--columns-only", help="Leave out tokens and unconditional rows, too.")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sparvar.tools.bench.demo import Demo, DemoSettings, generations
-from sparvar.tools.console import as_json, handled, print_json, results
+from sparvar.tools.console import as_json, handled, notes, print_json, results
 from sparvar.tools.options import BaselineChoice, Cfg, Inner, InnerOption, PlanName, Weights, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.reports.demo_page import page
@@ -45,7 +45,7 @@ class _TokenBar(ProgressBar):
 
     def __init__(self, generations: int, sides: Sequence[int]) -> None:
         self.tokens = [side * side for side in sides]
-        super().__init__(generations * sum(self.tokens))
+        super().__init__(notes(), generations * sum(self.tokens))
 
     def step(self, text: str, advance: float = 0.0) -> None:
         super().step(text, advance)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from sparvar.export import export_artefact, load_exportable
 from sparvar.tools.console import handled, notes, results
+from sparvar.tools.options import Checkpoint, ModelArgument
 
 
 class Format(str, Enum):
@@ -39,7 +40,7 @@ LICENCES = {"zoo:landscape": "Apache-2.0 (trained on public-domain photographs)"
 
 @handled
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="zoo:landscape, or package.module:factory.")],
+    model: ModelArgument,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="ARTEFACT", help="A folder, or one file that ends in .sparvar.")
     ],
@@ -51,9 +52,7 @@ def export(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that one run of the programs makes.")] = 1,
     licence: Annotated[str | None, typer.Option(help="Of the weights, for whoever receives the artefact.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda: programs for this machine's GPU.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=0, help="Compiling processes; 0: what cores and memory allow.")] = 0,
 ) -> None:

@@ -9,12 +9,12 @@ import torch
 import typer
 from rich.table import Table
 
+from sparvar import scale_plans
 from sparvar.calibrate import Subject, compare_plans
 from sparvar.errors import OptionError, PlanError, message
 from sparvar.scale_plans import Plan, Schedule, load_plan, parse_schedule, schedule_text
-from sparvar.scale_plans import transfer as carry
 from sparvar.tools.console import handled, results
-from sparvar.tools.options import Inner, choose_inner
+from sparvar.tools.options import MODEL_HELP, Checkpoint, Inner, InnerOption, Prompts, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
 from sparvar.tools.result_files import prepare_file, write_files
@@ -24,8 +24,8 @@ from sparvar.version import __version__
 @handled
 def transfer(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan file, or the name of a shipped plan.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="zoo:landscape, or package.module:factory.")],
-    prompts: Annotated[Path, typer.Option(metavar="FILE", help="One label, or JSON value, per line.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
+    prompts: Prompts,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PLAN", help="The carried plan.")],
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Image size in pixels, height first; the model's own if absent.")
@@ -35,12 +35,8 @@ def transfer(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images that measure the loss, dense and with the plan.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next one takes the next number.")] = 0,
-    inner: Annotated[
-        Inner, typer.Option(help="What compiles the rewritten graphs; auto is inductor where a C++ compiler is.")
-    ] = Inner.auto,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights for MODEL: .safetensors, .pt or .pth.")
-    ] = None,
+    inner: InnerOption = Inner.auto,
+    checkpoint: Checkpoint = None,
 ) -> None:
     """Carry a plan to another image size or ratio by rule, and measure what it loses there.
 
@@ -59,7 +55,7 @@ def transfer(
     labels = read_prompts(prompts)
     prepare_file(out)
     subject = choose_schedule(find_subject(model, checkpoint), size, schedule)
-    target = carry(source, subject.schedule, prefix=subject.prefix)
+    target = scale_plans.transfer(source, subject.schedule, prefix=subject.prefix)
     with ProgressBar(2 * images + 1) as bar:
         found = compare_plans(subject, target, labels, images, seed, choose_inner(inner), bar)
     finished = with_loss(target, found, str(next(subject.model.parameters()).device))
