@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,16 @@ class Generation:
     seconds: float
     scales: list[float] = field(default_factory=list)
     decode: float = 0.0
+
+
+def scale_medians(timed: Sequence[Generation]) -> list[float]:
+    """Median seconds of every scale."""
+    return [statistics.median(times) for times in zip(*(one.scales for one in timed), strict=True)]
+
+
+def decode_median(timed: Sequence[Generation]) -> float:
+    """Median seconds after the last scale."""
+    return statistics.median(one.decode for one in timed)
 
 
 def synchronize(device: torch.device) -> None:
@@ -99,4 +109,13 @@ def ratio(over: list[float], under: list[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(over, under, strict=True)])
 
 
-__all__ = ["Generation", "Spread", "interleave", "ratio", "synchronize", "timed_generation"]
+__all__ = [
+    "Generation",
+    "Spread",
+    "decode_median",
+    "interleave",
+    "ratio",
+    "scale_medians",
+    "synchronize",
+    "timed_generation",
+]

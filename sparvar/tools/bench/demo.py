@@ -67,15 +67,13 @@ class DemoImage:
 
 @dataclass
 class DemoResult:
-    """Everything measured; ``seconds`` and ``scales`` are keyed by variant: ``eager``, ``inductor``, ``sparse``."""
+    """Everything measured, by variant: ``eager``, ``inductor``, ``sparse``."""
 
     settings: DemoSettings
     plan: Plan
     device: torch.device
     images: list[DemoImage] = field(default_factory=list)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    scales: dict[str, list[list[float]]] = field(default_factory=dict)
-    decode: dict[str, list[float]] = field(default_factory=dict)
+    timed: dict[str, list[Generation]] = field(default_factory=dict)
     peak: dict[str, int | None] = field(default_factory=dict)
     peak_method: str = ""
     attention: AttentionTime | None = None
@@ -89,15 +87,17 @@ class DemoResult:
     def reference(self) -> str:
         return self.settings.baselines[0]
 
+    def seconds(self, variant: str) -> list[float]:
+        """Of every timed generation."""
+        return [one.seconds for one in self.timed[variant]]
+
     def median(self, variant: str) -> float:
-        return statistics.median(self.seconds[variant])
+        """Median of its seconds."""
+        return statistics.median(self.seconds(variant))
 
     def speedup(self, baseline: str) -> Spread:
         """Spread of the pair-by-pair ratios against a baseline."""
-        return ratio(self.seconds[baseline], self.seconds["sparse"])
-
-    def scale_medians(self, variant: str) -> list[float]:
-        return [statistics.median(times) for times in zip(*self.scales[variant], strict=True)]
+        return ratio(self.seconds(baseline), self.seconds("sparse"))
 
 
 class ScaleProgress(Progress, Protocol):
@@ -172,8 +172,7 @@ class Demo:
 
     def _pairs(self) -> None:
         result, variants = self.result, (*self.settings.baselines, "sparse")
-        for variant in variants:
-            result.seconds[variant], result.scales[variant], result.decode[variant] = [], [], []
+        result.timed = {variant: [] for variant in variants}
         mapping: list[float] = []
         for number, label in enumerate(self.settings.classes):
             made: dict[str, Tensor] = {}
@@ -182,9 +181,7 @@ class Demo:
                     text = f"image {number + 1} of {len(self.settings.classes)}, {label}, {_name(variant)}"
                     timed = self.generate(variant, number, f"{text}, run {run + 1} of {self.settings.runs}")
                     made[variant] = timed.image
-                    result.seconds[variant].append(timed.seconds)
-                    result.scales[variant].append(timed.scales)
-                    result.decode[variant].append(timed.decode)
+                    result.timed[variant].append(timed)
                 mapping.append(self.attachment.last.seconds if self.attachment.last is not None else 0.0)
             # The reference of the quality figures is the model's own code.
             dense = made["eager"] if "eager" in made else self.generate("eager", number, f"{label}, reference").image

@@ -16,7 +16,7 @@ import sparvar
 from sparvar.errors import SparvarError, message
 from sparvar.evaluate.attention_time import attention_time
 from sparvar.evaluate.metrics import psnr, ssim
-from sparvar.evaluate.timing import Generation, Spread, ratio, timed_generation
+from sparvar.evaluate.timing import Generation, Spread, decode_median, ratio, scale_medians, timed_generation
 from sparvar.progress import Progress
 from sparvar.tools.bench.demo import inductor_dense
 from sparvar.zoo import CLASSES, landscape
@@ -79,11 +79,8 @@ def run(settings: GenerateSettings, progress: Progress) -> dict[str, Any]:
             if variant != "sparse"
         },
         "first_generation_seconds": warm,
-        "seconds_per_scale": {
-            variant: [statistics.median(times) for times in zip(*(one.scales for one in many), strict=True)]
-            for variant, many in timed.items()
-        },
-        "decode_seconds": {variant: statistics.median(one.decode for one in many) for variant, many in timed.items()},
+        "seconds_per_scale": {variant: scale_medians(many) for variant, many in timed.items()},
+        "decode_seconds": {variant: decode_median(many) for variant, many in timed.items()},
         "quality": quality(timed),
     }
     progress.step("sparse: time outside kernels")

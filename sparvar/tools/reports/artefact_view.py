@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sparvar.artefact import FormatSpec, Manifest, ProgramSpec, opened
+from sparvar.tools.console import show_table
+from sparvar.tools.reports.text import grid_text
 
 COLOURS = {"dense": "white", "decide": "yellow", "cs4a": "cyan", "csla": "green"}
 LETTERS = {"dense": "·", "decide": "D", "cs4a": "4", "csla": "L"}
@@ -90,34 +92,27 @@ def _head(manifest: Manifest) -> Text:
 
 def _table(manifest: Manifest, name: str, spec: FormatSpec) -> Table:
     needs = ", ".join(f"{key} {value}" for key, value in spec.requires.items() if isinstance(value, str))
-    table = Table(title=f"{name} for {spec.device} ({needs})", title_justify="left", show_footer=True)
     rows = scale_rows(manifest, spec)
-    flops, dense = (sum(row[key] for row in rows) for key in ("flops", "dense_flops"))
-    for title, footer, justify in (
-        ("scale", "all", "right"),
-        ("grid", "", "right"),
-        ("layers", "", "left"),
-        ("programs", str(len(spec.programs)), "left"),
-        ("size", _mib(sum(row["bytes"] for row in rows)), "right"),
-        ("workspace", _mib(max(row["workspace"] for row in rows)), "right"),
-        ("GFLOP", f"{flops / 1e9:.1f}", "right"),
-        ("saved", f"{1 - flops / dense:.0%}" if dense else "", "right"),
-    ):
-        table.add_column(title, footer=footer, justify=justify)  # type: ignore[arg-type]
-    for row in rows:
-        grid = "x".join(map(str, row["grid"])) if row["grid"] else ""
-        saved = f"{1 - row['flops'] / row['dense_flops']:.0%}" if row["dense_flops"] else ""
-        table.add_row(
+    lines: list[tuple[str | Text, ...]] = [
+        (
             str(row["scale"]) if row["grid"] else "",
-            grid,
+            grid_text(row["grid"] or ()),
             layer_text(row["kinds"]),
             " ".join(_short(program, spec.programs[program]) for program in row["programs"]),
-            _mib(row["bytes"]),
-            _mib(row["workspace"]),
-            f"{row['flops'] / 1e9:.2f}",
-            saved,
+            *_amounts(row["bytes"], row["workspace"], row["flops"], row["dense_flops"]),
         )
-    return table
+        for row in rows
+    ]
+    size, flops, dense = (sum(row[key] for row in rows) for key in ("bytes", "flops", "dense_flops"))
+    amounts = _amounts(size, max(row["workspace"] for row in rows), flops, dense)
+    lines.append(("all", "", "", str(len(spec.programs)), *amounts))
+    columns = (">scale", ">grid", "layers", "programs", ">size", ">workspace", ">GFLOP", ">saved")
+    return show_table(f"{name} for {spec.device} ({needs})", columns, lines)
+
+
+def _amounts(size: int, workspace: int, flops: int, dense_flops: int) -> tuple[str, ...]:
+    saved = f"{1 - flops / dense_flops:.0%}" if dense_flops else ""
+    return _mib(size), _mib(workspace), f"{flops / 1e9:.2f}", saved
 
 
 def layer_text(kinds: Sequence[str]) -> Text:

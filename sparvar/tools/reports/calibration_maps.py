@@ -16,6 +16,7 @@ from sparvar.tools.reports.calibration_figure import (
     LOSS,
     ON_KIND,
     SOFT,
+    WIDTH,
     Report,
     Section,
     bare,
@@ -186,32 +187,42 @@ def decisions(plan: Plan, report: Report) -> Section:
         return Section(title, "Nothing is decided and nothing is sparse: the graph is empty.")
     layers = len(plan.layers)
     first = max(1, min(min(node[-1] for node in nodes), plan.scales - FEWEST_COLUMNS + 1))
-    look = _Look(plan, list(range(first, plan.scales + 1)))
+    scales = list(range(first, plan.scales + 1))
     shared = any(node[0] == "windows" for node in nodes)
+    shelf, row = _shelf(plan), 0.42 if layers <= 14 else 0.22
+
+    def place(node: tuple[Any, ...]) -> tuple[float, float]:
+        """Scale and layer; shared windows on a shelf of theirs, corrections between decision and sites."""
+        if node[0] == "windows":
+            return node[1], shelf
+        return (node[2] + 0.4, node[1] - 0.28) if node[0] == "correction" else (node[2], node[1])
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        dots = [(k, layer) for k in look.scales for layer in range(layers) if plan.attention_kind(k, layer) == "dense"]
+        dots = [(k, layer) for k in scales for layer in range(layers) if plan.attention_kind(k, layer) == "dense"]
         axes.scatter([x for x, _ in dots], [y for _, y in dots], color="#b6bdc7", s=6, zorder=1, label="dense site")
-        users: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         for maker, user in record["edges"]:
-            users.setdefault(tuple(maker), []).append(tuple(user))
-        for maker, used_by in users.items():
-            look.bus(axes, maker, used_by)
+            colour = {"windows": KINDS["csla"], "correction": "#b7791f"}.get(maker[0], SOFT)
+            (x, y), (at, level) = place(tuple(maker)), place(tuple(user))
+            # Along a row arrows bend past the sites between, by less than half a row; down a column they run through.
+            bend = f"arc3,rad={-row * len(scales) / (WIDTH * (at - x)) if at - x > 1 else 0}"
+            arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "mutation_scale": 7, "shrinkB": 3.5}
+            axes.annotate("", (at, level), (x, y), arrowprops={**arrow, "connectionstyle": bend}, zorder=2)
         for name, (colour, marker, size, label) in MARKS.items():
-            at = [look.place(node) for node in nodes if look.name(node) == name]
-            if at:
+            found = [
+                place(node) for node in nodes if (plan.layers[node[1]] if node[0] == "sparse" else node[0]) == name
+            ]
+            if found:
                 area = size if layers <= 14 else 0.55 * size
                 mark = {"marker": marker, "s": area, "edgecolor": INK, "lw": 0.6, "zorder": 3, "label": label}
-                axes.scatter([x for x, _ in at], [y for _, y in at], color=colour, **mark)
+                axes.scatter([x for x, _ in found], [y for _, y in found], color=colour, **mark)
         layer_ticks(axes, layers)
         if shared:
-            rows = [int(tick) for tick in axes.get_yticks()]
-            labels = ["windows", *map(str, rows)] if look.shelf < 0 else [*map(str, rows), "windows"]
-            axes.set_yticks([look.shelf, *rows] if look.shelf < 0 else [*rows, look.shelf], labels)
-        axes.set_ylim(max(layers - 0.4, look.shelf + 0.6), min(-0.6, look.shelf - 0.6 if shared else 0))
+            rows = {float(tick): f"{tick:.0f}" for tick in axes.get_yticks()} | {shelf: "windows"}
+            axes.set_yticks(list(rows), list(rows.values()))
+        axes.set_ylim(max(layers - 0.4, shelf + 0.6), min(-0.6, shelf - 0.6 if shared else 0))
         axes.set_xlim(first - 0.4, plan.scales + 0.4)
-        grid_of_scales(axes, plan, look.scales)
+        grid_of_scales(axes, plan, scales)
         bare(axes)
         figure.legend(loc="outside lower center", ncols=3)
 
@@ -224,7 +235,7 @@ def decisions(plan: Plan, report: Report) -> Section:
         text += " Checked: no cycle, one decision for every cs4a site, and none that serves nothing."
     made = sum(node[0] == "decide" for node in nodes)
     alt = f"{made} decisions and the {sum(node[0] == 'sparse' for node in nodes)} sparse sites they and windows serve."
-    return Section(title, text, alt, draw, 1.3 + (layers + shared) * (0.42 if layers <= 14 else 0.22))
+    return Section(title, text, alt, draw, 1.3 + (layers + shared) * row)
 
 
 MARKS = {
@@ -237,54 +248,8 @@ MARKS = {
 """(colour, marker, size, label) of a kind of node."""
 
 
-class _Look:
-    """Where the nodes of a plan's graph stand and how their edges run."""
-
-    def __init__(self, plan: Plan, scales: list[int]) -> None:
-        self.plan, self.scales = plan, scales
-        self.step = len(scales) / 13  # so that distances along the scales are the same whatever their number
-        local = [layer for layer, policy in enumerate(plan.layers) if policy == "csla"]
-        rest = [layer for layer, policy in enumerate(plan.layers) if policy == "cs4a"]
-        # Windows stand at the side of their layers, so that their lines cross as few others as can be.
-        above = bool(local and rest) and mean(local) < mean(rest)
-        self.shelf = -1.0 if above or not local else float(len(plan.layers))
-
-    def name(self, node: tuple[Any, ...]) -> str:
-        """Key of `MARKS`."""
-        return self.plan.layers[node[1]] if node[0] == "sparse" else str(node[0])
-
-    def place(self, node: tuple[Any, ...]) -> tuple[float, float]:
-        """(x, y): scale and layer; shared windows on a shelf of theirs, corrections between decision and sites."""
-        if node[0] == "windows":
-            return node[1], self.shelf
-        if node[0] == "correction":
-            return node[2] + 0.4 * self.step, node[1] - 0.28
-        return node[2], node[1]
-
-    def bus(self, axes: Any, maker: tuple[Any, ...], users: list[tuple[Any, ...]]) -> None:
-        """One line from a node past all that use it, with an arrow to each: forty layers stay readable."""
-        x, y = self.place(maker)
-        colour = {"windows": KINDS["csla"], "correction": "#b7791f"}.get(maker[0], SOFT)
-        style = {"color": colour, "linewidth": 0.9, "zorder": 2, "solid_capstyle": "round"}
-        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 0.9, "shrinkA": 0, "mutation_scale": 7}
-
-        def point(start: tuple[float, float], end: tuple[float, float], gap: float) -> None:
-            axes.annotate("", end, start, arrowprops={**arrow, "shrinkB": gap}, zorder=2)
-
-        if maker[0] == "windows":
-            lane = x - 0.3 * self.step
-            rows = [self.place(user)[1] for user in users]
-            axes.plot([x, lane, lane], [y, y, max(rows) if self.shelf < 0 else min(rows)], **style)
-            for user in users:
-                point((lane, self.place(user)[1]), self.place(user), 3.5)
-            return
-        lane = y if maker[0] == "correction" else y + 0.3
-        sites = [self.place(user) for user in users if user[0] != "correction"]
-        for user in users:
-            if user[0] == "correction":
-                point((x, y), self.place(user), 2.5)
-        if sites:
-            turn = 0.2 * self.step
-            axes.plot([x, x, max(at for at, _ in sites) - turn], [y, lane, lane], **style)
-            for at, level in sites:
-                point((at - turn, lane), (at, level), 3.5)
+def _shelf(plan: Plan) -> float:
+    """The row of shared windows: at the side of their layers, so that their lines cross as few others as can be."""
+    local, mapped = ([layer for layer, name in enumerate(plan.layers) if name == kind] for kind in ("csla", "cs4a"))
+    above = not local or (mapped and mean(local) < mean(mapped))
+    return -1.0 if above else float(len(plan.layers))

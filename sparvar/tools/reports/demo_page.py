@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import math
-import statistics
 from typing import Any
 
 from PIL import Image
 
 from sparvar.evaluate.machine import machine
+from sparvar.evaluate.timing import decode_median, scale_medians
 from sparvar.scale_plans import Plan
 from sparvar.tools.bench.demo import DemoImage, DemoResult
 from sparvar.tools.reports.demo_table import psnr_median, rows
@@ -77,16 +77,16 @@ def _comparison(image: DemoImage) -> list[Figure]:
 
 def _time_chart(result: DemoResult) -> dict[str, Any]:
     """Grouped bars, seconds per scale and of decoding: what stands where in the drawing."""
-    plan, variants = result.plan, [*result.settings.baselines, "sparse"]
-    series = {name: [*result.scale_medians(name), statistics.median(result.decode[name])] for name in variants}
+    plan = result.plan
+    series = {name: [*scale_medians(many), decode_median(many)] for name, many in result.timed.items()}
     labels = [(str(scale), grid_text(plan.grid(scale))) for scale in range(1, plan.scales + 1)] + [("decode", "")]
     most = max(max(values) for values in series.values())
     step = _nice(most / 4)
     top = step * math.ceil(most / step)
     slot = (WIDTH - LEFT) / len(labels)
-    wide = 0.76 * slot / len(variants)
+    wide = 0.76 * slot / len(series)
     bars, legend, end = [], [], LEFT + 12
-    for place, name in enumerate(variants):
+    for place, name in enumerate(series):
         title, colour = VARIANTS[name]
         legend.append((end, colour, title))
         end += 40 + 8 * len(title)

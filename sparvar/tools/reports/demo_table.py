@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from sparvar.evaluate.machine import device_name, machine
-from sparvar.evaluate.timing import Spread
+from sparvar.evaluate.timing import Spread, decode_median, scale_medians
 from sparvar.tools.bench.demo import DemoResult
 from sparvar.tools.console import show_table
 from sparvar.tools.reports.text import change, decibels, faster, mebibytes, plural
@@ -49,7 +49,7 @@ def report(result: DemoResult) -> dict[str, Any]:
         "inner": result.settings.inner,
         "cfg": result.settings.cfg,
         "runs_per_image": result.settings.runs,
-        "spread": {name: Spread.of(values).as_dict() for name, values in result.seconds.items()},
+        "spread": {name: Spread.of(result.seconds(name)).as_dict() for name in result.timed},
         "first_image_seconds": result.first_image_seconds,
         "cold_start_seconds": result.cold_start,
         "index_mapping_seconds": result.mapping_seconds,
@@ -60,8 +60,8 @@ def report(result: DemoResult) -> dict[str, Any]:
             "deciding_sites_sparse": attention.decide,
             "whole_generation_dense": attention.all_dense,
         },
-        "seconds_per_scale": {name: result.scale_medians(name) for name in result.scales},
-        "decode_seconds": {name: statistics.median(values) for name, values in result.decode.items()},
+        "seconds_per_scale": {name: scale_medians(many) for name, many in result.timed.items()},
+        "decode_seconds": {name: decode_median(many) for name, many in result.timed.items()},
         "schedule": [list(grid) for grid in plan.schedule],
         "layers": list(plan.layers),
         "images": [
