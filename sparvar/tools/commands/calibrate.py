@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sparvar.calibrate import Budget, Calibration, CalibrationOptions, Effort, finish_calibration, start_calibration
 from sparvar.errors import SparvarError, message
-from sparvar.tools.console import as_json, handled, results
+from sparvar.tools.console import as_json, handled, notes, results
 from sparvar.tools.options import Checkpoint, Inner, ModelArgument, Prompts, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
@@ -111,7 +111,7 @@ def calibrate(
     )
     started = time.monotonic()
     work = out.parent / f"{out.name}.work"
-    with ProgressBar() as bar, start_calibration(subject, labels, budget, work, options, bar) as pipeline:
+    with ProgressBar(notes()) as bar, start_calibration(subject, labels, budget, work, options, bar) as pipeline:
         bar.expect(STEPS[pipeline.effort.fine])
         found = finish_calibration(pipeline)
     found.report["command_seconds"] = time.monotonic() - started

@@ -13,7 +13,7 @@ from sparvar import scale_plans
 from sparvar.calibrate import Subject, compare_plans
 from sparvar.errors import OptionError, PlanError, message
 from sparvar.scale_plans import Plan, Schedule, load_plan, parse_schedule, schedule_text
-from sparvar.tools.console import handled, results
+from sparvar.tools.console import handled, notes, results
 from sparvar.tools.options import MODEL_HELP, Checkpoint, Inner, InnerOption, Prompts, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
 from sparvar.tools.prompts import find_subject, read_prompts
@@ -56,7 +56,7 @@ def transfer(
     prepare_file(out)
     subject = choose_schedule(find_subject(model, checkpoint), size, schedule)
     target = scale_plans.transfer(source, subject.schedule, prefix=subject.prefix)
-    with ProgressBar(2 * images + 1) as bar:
+    with ProgressBar(notes(), 2 * images + 1) as bar:
         found = compare_plans(subject, target, labels, images, seed, choose_inner(inner), bar)
     finished = with_loss(target, found, str(next(subject.model.parameters()).device))
     write_files(out.parent, {out.name: finished.dumps().encode()})
