@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ import sparvar
 from sparvar.compiler import compiled_sites as site_graphs
 from sparvar.evaluate.machine import machine
 from sparvar.files import write_whole
-from sparvar.runtime.attachment import Attachment
+from sparvar.runtime import Hook, SiteContext
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.upstream.checkouts import family_imports
@@ -60,32 +60,45 @@ def build(family: str, **arguments: Any) -> Case:
     return case
 
 
+class CallTimes(Hook):
+    """Seconds inside site wrappers and inside the compiled forwards that they run, per call."""
+
+    def __init__(self) -> None:
+        self.calls: list[float] = []
+        self.compiled: list[float] = []
+
+    def site_call(self, layer: int, proceed: Callable[[], Any]) -> Any:
+        return timed(proceed, self.calls)()
+
+    def graph_call(
+        self, site: SiteContext, args: Sequence[Any], kwargs: dict[str, Any], proceed: Callable[[], Any]
+    ) -> Any:
+        return timed(proceed, self.compiled)()
+
+
+def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
+    """``function``, whose seconds go to ``into``."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            into.append(time.perf_counter() - started)
+
+    return run
+
+
 @contextlib.contextmanager
-def timed_calls() -> Iterator[dict[str, list[float]]]:
-    """Seconds inside site wrappers and inside the graphs that they run, per call."""
-    seconds: dict[str, list[float]] = {"calls": [], "compiled": [], "graphs": []}
-
-    def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                into.append(time.perf_counter() - started)
-
-        return run
-
-    compile_, call, run = site_graphs.inner_compile, Attachment.call, Attachment._run
-    site_graphs.inner_compile = lambda *args: timed(compile_(*args), seconds["graphs"])
-    # Functions, since a timed callable would not be bound as a method.
-    timed_call, timed_run = timed(call, seconds["calls"]), timed(run, seconds["compiled"])
-    Attachment.call = lambda self, *args, **kwargs: timed_call(self, *args, **kwargs)  # type: ignore[method-assign]
-    Attachment._run = lambda self, *args: timed_run(self, *args)  # type: ignore[method-assign]
+def timed_graphs() -> Iterator[list[float]]:
+    """Seconds inside the graphs that are compiled meanwhile, per call."""
+    seconds: list[float] = []
+    compile_ = site_graphs.inner_compile
+    site_graphs.inner_compile = lambda *args: timed(compile_(*args), seconds)
     try:
         yield seconds
     finally:
         site_graphs.inner_compile = compile_
-        Attachment.call, Attachment._run = call, run  # type: ignore[method-assign]
 
 
 def cache_bytes(case: Case, autocast: bool) -> tuple[int, str]:
@@ -110,34 +123,62 @@ def cache_bytes(case: Case, autocast: bool) -> tuple[int, str]:
     return sum(most.values()), "/".join(sorted(types))
 
 
-def guard_seconds(case: Case) -> float:
-    """Median seconds that Dynamo's guards of a site take, with the caches of the processor warm."""
-    graphs = next(graphs for _, graphs, _ in attachment(case.model)._chosen.values())
-    found = []
+class GuardTimes(Hook):
+    """Seconds that Dynamo's guards of a site take, with the caches of the processor warm."""
 
-    def look(self: Attachment, session: Any, site: Any, scale: int, kind: str, args: Any, kwargs: Any) -> Any:
-        bound = inspect.signature(site.forward).bind(site.module, *args, **kwargs)
+    def __init__(self, case: Case) -> None:
+        self.attachment = attachment(case.model)
+        self.seconds: list[float] = []
+
+    def graph_call(
+        self, site: SiteContext, args: Sequence[Any], kwargs: dict[str, Any], proceed: Callable[[], Any]
+    ) -> Any:
+        wrapped, session = self.attachment.sites[site.layer], site.session
+        bound = inspect.signature(wrapped.forward).bind(wrapped.module, *args, **kwargs)
         bound.apply_defaults()
-        function = graphs.compiled(kind, scale)._torchdynamo_orig_callable  # type: ignore[attr-defined]
+        compiled = session.compiled(session.kinds[site.scale][site.layer], site.scale)
+        function = compiled._torchdynamo_orig_callable  # type: ignore[attr-defined]
         for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__):
             if entry.guard_manager.check(dict(bound.arguments)):
                 started = time.perf_counter()
                 for _ in range(200):
                     entry.guard_manager.check(bound.arguments)
-                found.append((time.perf_counter() - started) / 200)
-        return run(self, session, site, scale, kind, args, kwargs)
+                self.seconds.append((time.perf_counter() - started) / 200)
+        return proceed()
 
-    run = Attachment._run
-    Attachment._run = look  # type: ignore[method-assign]
-    try:
+
+def guard_seconds(case: Case) -> float:
+    """Median seconds of a site's guards in one generation."""
+    times = GuardTimes(case)
+    with attachment(case.model).hooked(times):
         case.generate()
-    finally:
-        Attachment._run = run  # type: ignore[method-assign]
-    return statistics.median(found)
+    return statistics.median(times.seconds)
 
 
-class _Held(Exception):
-    """Stops a generation in the middle."""
+class _Stop(Exception):
+    """Ends a generation in the middle."""
+
+
+class Again(Hook):
+    """Runs one call of layer 1 over and over, with the state before it, and ends the generation."""
+
+    def __init__(self, case: Case, scale: int, repeats: int, warm: Callable[[], object]) -> None:
+        self.attachment = attachment(case.model)
+        self.scale, self.repeats, self.warm = scale, repeats, warm
+
+    def site_call(self, layer: int, proceed: Callable[[], Any]) -> Any:
+        session = self.attachment.current
+        if layer != 1 or session is None or session.calls[1] != self.scale - 1:
+            return proceed()
+        module = self.attachment.sites[1].module
+        caches = module.cached_k, module.cached_v
+        for number in range(1 + self.repeats):
+            session.calls[:2] = [self.scale, self.scale - 1]
+            module.cached_k, module.cached_v = caches
+            proceed()
+            if number == 0:
+                self.warm()
+        raise _Stop
 
 
 def warm_call(scale: int = 5, repeats: int = 500) -> dict[str, float]:
@@ -145,41 +186,21 @@ def warm_call(scale: int = 5, repeats: int = 500) -> dict[str, float]:
 
     ``wrapper_us`` is ours, ``guards_us`` Dynamo's, ``call_us`` the whole call, ``graph_us`` its graph.
     """
-    held: dict[str, Any] = {}
-    original = Attachment.call
-
-    def hold(self: Attachment, layer: int, *args: Any, **kwargs: Any) -> Any:
-        session = self._threads.current
-        if layer == 1 and session is not None and session.calls[1] == scale - 1 and "args" not in held:
-            module = self.sites[1].module
-            held.update(session=session, args=args, kwargs=kwargs, caches=(module.cached_k, module.cached_v))
-            raise _Held
-        return original(self, layer, *args, **kwargs)
-
-    with family_imports("Infinity"), timed_calls() as seconds:
+    with family_imports("Infinity"), timed_graphs() as graphs:
         case = build("Infinity")
         sparvar.compile(case.model, case.plan(), inner="eager", grain="attention")
         case.generate()
         guards = guard_seconds(case) * 1e6
-        at, timed = attachment(case.model), Attachment.call
-        original, Attachment.call = timed, hold  # type: ignore[method-assign]
-        with contextlib.suppress(_Held):
+        at, times = attachment(case.model), CallTimes()
+
+        def clear() -> None:
+            for part in (times.calls, times.compiled, graphs):
+                part.clear()
+
+        # The times are the inner hook: what is counted is the wrapper alone.
+        with at.hooked(Again(case, scale, repeats, clear)), at.hooked(times), contextlib.suppress(_Stop):
             case.generate()
-        Attachment.call = timed  # type: ignore[method-assign]
-        session, module = held["session"], at.sites[1].module
-        at._threads.current = session
-
-        def once() -> None:
-            session.calls[:2] = [scale, scale - 1]
-            module.cached_k, module.cached_v = held["caches"]
-            at.call(1, *held["args"], **held["kwargs"])
-
-        once()
-        for part in seconds.values():
-            part.clear()
-        for _ in range(repeats):
-            once()
-        call, compiled, graph = (statistics.median(seconds[part]) * 1e6 for part in ("calls", "compiled", "graphs"))
+        call, compiled, graph = (statistics.median(part) * 1e6 for part in (times.calls, times.compiled, graphs))
     return {"wrapper_us": call - compiled, "guards_us": guards, "call_us": call, "graph_us": graph}
 
 
@@ -213,17 +234,18 @@ def measure(family: str, arguments: dict[str, Any]) -> dict[str, Any]:
     case = build(family, **arguments)
     torch._dynamo.reset()
     site_graphs.site_graphs.cache_clear()
-    with timed_calls() as seconds:
+    with timed_graphs() as inside:
         sparvar.compile(case.model, plan, inner="eager")
         case.generate()
         graphs = made_graphs(case.model)
         outside, wrappers = [], []
         for seed in range(5):
-            for each in seconds.values():
-                each.clear()
-            case.generate(seed=seed)
-            calls = len(seconds["calls"])
-            total, compiled, graph = (sum(seconds[part]) / calls * 1e6 for part in ("calls", "compiled", "graphs"))
+            times = CallTimes()
+            inside.clear()
+            with attachment(case.model).hooked(times):
+                case.generate(seed=seed)
+            calls = len(times.calls)
+            total, compiled, graph = (sum(part) / calls * 1e6 for part in (times.calls, times.compiled, inside))
             outside.append(total - graph)
             wrappers.append(total - compiled)
     last = attachment(case.model)

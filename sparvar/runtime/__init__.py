@@ -2,12 +2,14 @@
 
 from sparvar.runtime.context import SiteContext, active, current, enter, leave
 from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.hooks import Hook
 from sparvar.runtime.kv_compression.ops import site_score
 from sparvar.runtime.reductions.ops import site_pruned, site_spread
 from sparvar.runtime.site_ops import local_columns, site_decide, site_observe, site_sparse
 
 __all__ = [
     "Columns",
+    "Hook",
     "Session",
     "SiteContext",
     "active",

@@ -53,7 +53,7 @@ def _generation(attachment: Attachment, model: nn.Module, method: Callable[..., 
 def _short_plan(attachment: Attachment, schedule: Schedule | None) -> Plan | None:
     """The plan of a generation that the model's own loop must not run, because it skips scales; else None."""
     plans = attachment.plans
-    if attachment.enabled and attachment.choices.watcher is not None:
+    if attachment.enabled and attachment.hooks.scales_finished:
         return attachment.choose(schedule)[0]
     if not attachment.enabled or (plans.rule is None and not any(plan.shortens for plan in plans.plans)):
         return None

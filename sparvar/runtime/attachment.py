@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from sparvar.models.call_arguments import (
 from sparvar.runtime.calls import tokens_of, variant
 from sparvar.runtime.choices import Choices
 from sparvar.runtime.context import SiteContext, current, enter, leave
-from sparvar.runtime.generation import Columns, Observer, Session
+from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.hooks import Hook, Hooks
 from sparvar.runtime.sites import Around, Graphs, Site
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, PlanSet, Schedule, schedule_text
@@ -44,8 +44,6 @@ class Attachment:
         narrow: sites, graphs and blocks around them of the attention modules alone, for blocks that cannot be captured;
             None where the caller chose what is compiled.
         left_alone: site to reason, for calls that were not part of a generation or could not be.
-        observer: given to every session that starts from now on.
-        timed: sessions note the seconds of every site; on a GPU each site is then waited for.
         around: the block of every site, where a plan leaves tokens or rows out and the sites are not the blocks.
         shortened: runs a generation of fewer scales: attachment, plan, model, arguments of its generation method.
         choices: what generations decided whose plan adapts.
@@ -61,9 +59,6 @@ class Attachment:
     notes: list[str] = field(default_factory=list)
     generations: int = 0
     last: Session | None = None
-    enabled: bool = True
-    observer: Observer | None = None
-    timed: bool = False
     around: list[Around] = field(default_factory=list)
     shortened: Callable[[Attachment, Plan, nn.Module, Mapping[str, Any]], Any] | None = None
     choices: Choices = field(default_factory=Choices)
@@ -72,6 +67,8 @@ class Attachment:
         self._threads = _PerThread()
         self._running: Session | None = None
         self._lock = threading.Lock()
+        self._paused = 0
+        self.hooks = Hooks()
         self._chosen: dict[Schedule | None, tuple[Plan, Graphs, dict[int, Columns]]] = {}
         if len(self.plans.plans) == 1:
             self.choose(None)
@@ -85,6 +82,11 @@ class Attachment:
                 "call sparvar.detach(model) first, or copy the model and attach to the copy",
             )
         )
+
+    @property
+    def current(self) -> Session | None:
+        """The generation that is under way in this thread."""
+        return self._threads.current
 
     @property
     def plan(self) -> Plan:
@@ -103,6 +105,41 @@ class Attachment:
         with self._lock:
             self._running = None
         self._threads.current = None
+
+    @contextmanager
+    def hooked(self, hook: Hook) -> Iterator[None]:
+        """Let ``hook`` watch this model's generations until the end of the ``with`` block.
+
+        Raises:
+            SessionError: a hook that observes attention is installed already, and this one does, too.
+        """
+        if hook.scales and self.hooks.observer is not None:
+            raise SessionError(
+                message("hook", "be the only one that observes attention", "a second one", "install one at a time")
+            )
+        with self._lock:
+            self.hooks = Hooks((*self.hooks.hooks, hook))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.hooks = Hooks(tuple(each for each in self.hooks.hooks if each is not hook))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the model run its own forwards, dense, until the end of the ``with`` block."""
+        with self._lock:
+            self._paused += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._paused -= 1
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the plan runs: False inside `paused`."""
+        return not self._paused
 
     def choose(self, schedule: Schedule | None) -> tuple[Plan, Graphs, dict[int, Columns]]:
         """Plan, graphs and CSLA lists for the schedule that a call named, or for the only one."""
@@ -124,7 +161,7 @@ class Attachment:
         before = threads.calls
         try:
             yield
-            if self.enabled and threads.calls == before:
+            if not self._paused and threads.calls == before:
                 self._complain(
                     message(
                         "generation",
@@ -194,7 +231,7 @@ class Attachment:
                     " give each thread its own copy of the model, or call sparvar.reset(model) if that generation"
                     " was given up"
                 )
-            session = self._running = Session.start(plan, local, graphs.compiled, alone, self.observer)
+            session = self._running = Session.start(plan, local, graphs.compiled, alone, self.hooks.observer)
         self._threads.current = session
         return session
 
@@ -217,7 +254,7 @@ class Attachment:
     def call(self, layer: int, *args: Any, **kwargs: Any) -> Any:
         """Run site ``layer`` (0-based) on the arguments of its module's forward."""
         site = self.sites[layer]
-        if not self.enabled:
+        if self._paused:
             return site.forward(site.module, *args, **kwargs)
         self._threads.calls += 1
         if torch.is_grad_enabled():
@@ -234,7 +271,7 @@ class Attachment:
         kind = session.kinds[scale][layer]
         previous = enter(SiteContext(session, layer, scale))
         try:
-            run = self._run_timed if self.timed else self._run
+            run = self._run_hooked if self.hooks.graph_calls else self._run
             out = run(session, site, scale, kind, args, kwargs)
         except GraphBreakError as error:
             if self.narrow is None or site.wrapped == site.name:
@@ -286,7 +323,7 @@ class Attachment:
     def call_around(self, layer: int, *args: Any, **kwargs: Any) -> Any:
         """Run the block around site ``layer`` on the rows and tokens that exist."""
         block = self.around[layer]
-        if not self.enabled or torch.is_grad_enabled():
+        if self._paused or torch.is_grad_enabled():
             return block.forward(block.module, *args, **kwargs)
         try:
             session, scale = self._locate(layer, args, kwargs)
@@ -360,18 +397,11 @@ class Attachment:
                 raise
             raise cause from None
 
-    def _run_timed(
+    def _run_hooked(
         self, session: Session, site: Site, scale: int, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        def now() -> float:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            return time.perf_counter()
-
-        started = now()
-        out = self._run(session, site, scale, kind, args, kwargs)
-        session.took[scale] = session.took.get(scale, 0.0) + now() - started
-        return out
+        proceed = functools.partial(self._run, session, site, scale, kind, args, kwargs)
+        return self.hooks.graph_call(current(), args, kwargs, proceed)
 
     def _differs(self, session: Session, site: Site, scale: int, layer: int, kind: str) -> None:
         ran = session.ran.get((scale, layer), "dense")

@@ -59,13 +59,10 @@ class Choices:
     Attributes:
         counts: number of generations by the name of the plan they went on with.
         seconds: of both decodes and the decision, per generation.
-        watcher: called after every scale with its number and a function that decodes what is drawn so far,
-            [B, 3, H, W]; for calibration, which also has models run that skip nothing.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-    watcher: Callable[[int, Callable[[], Tensor]], object] | None = None
 
     def __str__(self) -> str:
         if not self.seconds:

@@ -43,14 +43,14 @@ class Columns(kernels.Columns):
 
 
 class Observer(Protocol):
-    """What sees dense attention of a generation: calibration measures candidates beside it."""
+    """What sees dense attention of a generation; `sparvar.runtime.hooks.Hook` is one."""
 
     @property
     def scales(self) -> Collection[int]:
         """Scales at which every layer is observed."""
         ...
 
-    def __call__(self, site: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attention(self, site: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Dense attention of ``site`` (a `SiteContext`), [B, H, N, D]; must not return one of its arguments."""
         ...
 
@@ -73,7 +73,6 @@ class Session:
         sizes: tokens of the call of every scale, from 0.
         seconds: time spent in index mapping and selection, for the benchmark's overhead figure.
         observer: sees the dense sites of its scales; they run as kind ``observe``.
-        took: seconds of all sites together per scale, where the attachment is timed.
         reducer: what is left out beside columns, None where nothing is.
         caches: what is left of the KV caches, None where they stay whole.
     """
@@ -89,7 +88,6 @@ class Session:
     owner: int = field(default_factory=threading.get_ident)
     seconds: float = 0.0
     observer: Observer | None = None
-    took: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def start(

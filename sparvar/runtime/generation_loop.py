@@ -166,18 +166,18 @@ def generate_truncated(attachment: Attachment, plan: Plan, model: nn.Module, arg
 
 
 def visits(attachment: Attachment, plan: Plan, family: Family) -> Visit | None:
-    """What looks at a generation of an attached model: the decision of a plan that adapts, and calibration."""
+    """What looks at a generation of an attached model: the decision of a plan that adapts, and hooks."""
     chooser = Chooser(plan, attachment.go_on, attachment.choices) if plan.adapt is not None else None
-    watcher = attachment.choices.watcher
-    if chooser is None and watcher is None:
+    hooks = attachment.hooks.scales_finished
+    if chooser is None and not hooks:
         return None
 
     def visit(scale: int, state: State) -> int | None:
         def decode() -> Tensor:
             return family.decode(state)
 
-        if watcher is not None:
-            watcher(scale, decode)
+        for hook in hooks:
+            hook.scale_finished(scale, decode)
         return chooser(scale, decode) if chooser is not None else None
 
     return visit

@@ -223,7 +223,7 @@ def site_observe(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Ten
     observer = site.session.observer
     if observer is None:
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have an observer", "none"))
-    out = observer(site, query, key, value, scale)
+    out = observer.attention(site, query, key, value, scale)
     site.session.ran[site.scale, site.layer] = "observe"
     return as_pinned(out)
 

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
+from sparvar.runtime.hooks import Hooks
 from sparvar.runtime.sites import Around, Site
 
 
 class Attached(Protocol):
-    """What takes the calls, by its ``call`` and ``call_around``."""
+    """What takes the calls."""
 
     @property
     def sites(self) -> Sequence[Site]: ...
     @property
     def around(self) -> Sequence[Around]: ...
+    @property
+    def hooks(self) -> Hooks: ...
+    def call(self, layer: int, *args: Any, **kwargs: Any) -> Any: ...
+    def call_around(self, layer: int, *args: Any, **kwargs: Any) -> Any: ...
 
 
 def put_wrappers(attachment: Attached) -> None:
     """Let calls of the sites' modules go through the attachment."""
     for layer, site in enumerate(attachment.sites):
-        site.module.forward = _wrapper(attachment, "call", layer)
+        site.module.forward = _site_forward(attachment, layer)
     for layer, block in enumerate(attachment.around):
-        block.module.forward = _wrapper(attachment, "call_around", layer)
+        block.module.forward = _around_forward(attachment, layer)
 
 
 def remove_wrappers(attachment: Attached) -> None:
@@ -33,11 +39,21 @@ def remove_wrappers(attachment: Attached) -> None:
         module.__dict__.pop("forward", None)
 
 
-def _wrapper(attachment: Attached, method: str, layer: int) -> Callable[..., Any]:
+def _site_forward(attachment: Attached, layer: int) -> Callable[..., Any]:
     @torch.compiler.disable
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # Looked up at each call: benchmarks put a timer in the method's place.
-        return getattr(attachment, method)(layer, *args, **kwargs)
+        hooks = attachment.hooks
+        if hooks.site_calls:
+            return hooks.site_call(layer, functools.partial(attachment.call, layer, *args, **kwargs))
+        return attachment.call(layer, *args, **kwargs)
+
+    return forward
+
+
+def _around_forward(attachment: Attached, layer: int) -> Callable[..., Any]:
+    @torch.compiler.disable
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return attachment.call_around(layer, *args, **kwargs)
 
     return forward
 

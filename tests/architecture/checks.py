@@ -86,6 +86,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "sparvar.calibrate",
         "sparvar.evaluate.*",
         "sparvar.export",
+        "sparvar.runtime",
         "sparvar.models.*",
         "sparvar.scale_plans",
         "sparvar.kernels",

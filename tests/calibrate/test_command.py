@@ -411,8 +411,9 @@ def test_observing_changes_nothing() -> None:
     sparvar.compile(subject.model, base, inner="eager")
     attachment = sparvar.attachment_of(subject.model)
     assert attachment is not None
-    observer = attachment.observer = Observer(base, default_space(base))
-    assert torch.allclose(subject.draw(subject.model, "sea", 5), plain, atol=1e-5)
+    observer = Observer(base, default_space(base))
+    with attachment.hooked(observer):
+        assert torch.allclose(subject.draw(subject.model, "sea", 5), plain, atol=1e-5)
     sparvar.detach(subject.model)
     site = observer.sites[6, 0]
     widest, narrow = (

@@ -36,7 +36,7 @@ def seen(observer: Observer, base: Plan, seed: int) -> dict[int, tuple[Tensor, T
                 found[scale] = tuple(operands)
             if scale in observer.scales:
                 site = SiteContext(Session.start(base, {}, lambda kind, scale: None), layer, scale)  # type: ignore[arg-type,return-value]
-                observer(site, *operands, 0.25)
+                observer.attention(site, *operands, 0.25)
     return found  # type: ignore[return-value]
 
 
@@ -114,4 +114,4 @@ def test_nan_names_layer_and_scale() -> None:
     site = SiteContext(Session.start(base, {}, lambda kind, scale: None), 1, 4)  # type: ignore[arg-type,return-value]
     bad = torch.full((1, 2, base.keys(4), 16), float("nan"))
     with pytest.raises(SparvarError, match="attention of layer 1 at scale 4: must be finite"):
-        observer(site, torch.ones(1, 2, base.tokens(4), 16), bad, bad, 0.25)
+        observer.attention(site, torch.ones(1, 2, base.tokens(4), 16), bad, bad, 0.25)

@@ -21,6 +21,7 @@ from sparvar.calibrate.measure.pruning import SHARES, PruningSums, representativ
 from sparvar.errors import SparvarError
 from sparvar.kernels import attention_stats
 from sparvar.runtime.context import SiteContext
+from sparvar.runtime.hooks import Hook
 from sparvar.scale_plans import ModelInfo, Plan, Thresholds, dense_plan, keep_count, start_scale
 from tests.tiny import dense_changes, generate, tiny_model, tiny_plan
 
@@ -355,7 +356,7 @@ def test_no_start_where_the_error_was_not_measured() -> None:
     assert report["notes"] == ["the error of pruning was not measured at scale 3: pruning starts later, if at all"]
 
 
-class Watch:
+class Watch(Hook):
     """An observer that does nothing but these sums."""
 
     def __init__(self, base: Plan) -> None:
@@ -363,7 +364,7 @@ class Watch:
         self.sums = PruningSums(base, representative_scale(base))
         self.sites: dict[tuple[int, int], dict[str, Any]] = {}
 
-    def __call__(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attention(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         out, _, entropy = attention_stats(query, key, value, scale)
         found = self.sites[site.scale, site.layer] = {"calls": [1.0], "norm": [float(out.square().sum())]}
         self.sums.add(site.scale, site.layer, out, entropy, found)
@@ -378,8 +379,9 @@ def test_thresholds_of_a_model() -> None:
         compile(model, base, inner="eager")
         attachment = attachment_of(model)
         assert attachment is not None
-        watch = attachment.observer = Watch(base)
-        generate(model)
+        watch = Watch(base)
+        with attachment.hooked(watch):
+            generate(model)
         detach(model)
     assert set(watch.sites) == {(scale, layer) for scale in range(2, 7) for layer in range(3)}
     chosen, report = choose_thresholds(watch.sites, base, Sensitivity((1.0,) * 3, {6: 1e-3}, {6: 0.5}), 1.0)

@@ -19,6 +19,7 @@ from sparvar.models.fingerprint import fingerprint
 from sparvar.models.subject import Subject, as_subject
 from sparvar.progress import Progress, Silent
 from sparvar.runtime.choices import features
+from sparvar.runtime.hooks import Hook
 from sparvar.scale_plans import FEATURES, Adapt, Logistic, Plan
 
 RIDGE = 0.5
@@ -233,31 +234,36 @@ def _images(
     subject: Subject, plan: Plan, prompt: Any, seed: int, scales: set[int]
 ) -> tuple[dict[int, Tensor], dict[int, float]]:
     """What is drawn after each of ``scales``, decoded, [1, 3, H, W], of one generation, and when each scale ended."""
-    seen: dict[int, Tensor] = {}
-    ends: dict[int, float] = {}
-    started, decoding = time.perf_counter(), 0.0
-
-    def watch(scale: int, decode: Callable[[], Tensor]) -> None:
-        nonlocal decoding
-        now = time.perf_counter()
-        ends[scale] = now - started - decoding
-        if scale in scales:
-            seen[scale] = decode().cpu().clone()
-        decoding += time.perf_counter() - now
-
     compile(subject.model, plan, inner="eager")
     try:
         attachment = attachment_of(subject.model)
         assert attachment is not None
-        attachment.choices.watcher = watch
-        started = time.perf_counter()
-        subject.draw(subject.model, prompt, seed)
+        watch = _Watch(scales)
+        with attachment.hooked(watch):
+            subject.draw(subject.model, prompt, seed)
     finally:
         detach(subject.model)
-    if set(seen) != scales:
+    if set(watch.images) != scales:
         must = "call the model's own generation method, whose scales can be decoded on the way"
         raise OptionError(message("draw", must, "a generation that was not seen"))
-    return seen, ends
+    return watch.images, watch.ends
+
+
+class _Watch(Hook):
+    """Decodes after some scales, and notes when each scale ended, without the time that decoding took."""
+
+    def __init__(self, wanted: set[int]) -> None:
+        self.wanted = wanted
+        self.images: dict[int, Tensor] = {}
+        self.ends: dict[int, float] = {}
+        self._started, self._decoding = time.perf_counter(), 0.0
+
+    def scale_finished(self, scale: int, decode: Callable[[], Tensor]) -> None:
+        now = time.perf_counter()
+        self.ends[scale] = now - self._started - self._decoding
+        if scale in self.wanted:
+            self.images[scale] = decode().cpu().clone()
+        self._decoding += time.perf_counter() - now
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:

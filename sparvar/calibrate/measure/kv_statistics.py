@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.models.subject import Subject
 from sparvar.runtime.context import SiteContext
+from sparvar.runtime.hooks import Hook
 from sparvar.runtime.kv_compression.key_scores import observation_queries, weights_of
 from sparvar.scale_plans import Plan
 
@@ -22,7 +22,7 @@ TOP_SHARE = 1 / 8
 """Share of the history whose attention counts as concentrated (ScaleKV's top k)."""
 
 
-class KVStatistics:
+class KVStatistics(Hook):
     """Sees dense attention of whole generations and adds up its statistics, in float64.
 
     Attributes:
@@ -40,9 +40,7 @@ class KVStatistics:
         self._counts: list[dict[int, int]] = [dict.fromkeys(self.scales, 0) for _ in plan.layers]
         self._variance: dict[int, Tensor] = {}
 
-    def __call__(self, site: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Dense attention [B, H, N, D] of a site."""
-        assert isinstance(site, SiteContext)
+    def attention(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         plan, number = self.plan, site.scale
         observed = query[:, :, observation_queries(plan.grid(number), QUERIES, query.device)]
         weights = weights_of(observed, key, scale)
@@ -55,9 +53,7 @@ class KVStatistics:
         if number == plan.scales:
             spread = weights.double().var(dim=2, correction=0).sum(-1).mean(0)
             self._variance[site.layer] = self._variance.get(site.layer, torch.zeros_like(spread)) + spread
-        return F.scaled_dot_product_attention(
-            query, key, value, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-        ).clone()
+        return super().attention(site, query, key, value, scale)
 
     @property
     def selectivity(self) -> list[dict[int, float]]:
@@ -84,9 +80,9 @@ def kv_statistics(
     try:
         attachment = attachment_of(subject.model)
         assert attachment is not None
-        attachment.observer = statistics
-        for number, prompt in enumerate(prompts):
-            subject.draw(subject.model, prompt, seed + number)
+        with attachment.hooked(statistics):
+            for number, prompt in enumerate(prompts):
+                subject.draw(subject.model, prompt, seed + number)
     finally:
         detach(subject.model)
     return statistics

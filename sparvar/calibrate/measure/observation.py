@@ -36,9 +36,9 @@ def observe(
         # Candidates run op by op beside dense attention: compiling the rest would only take time.
         compile(model.model, base, inner="eager")
         pruning = PruningSums(base, representative_scale(base)) if full else None
-        observer = model.attachment.observer = Observer(base, space, pruning, number)
+        observer = Observer(base, space, pruning, number)
         try:
-            with mmap_large_blocks():
+            with mmap_large_blocks(), model.attachment.hooked(observer):
                 runner.images.draw(stage, number)
         finally:
             model.detach()

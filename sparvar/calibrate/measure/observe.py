@@ -28,6 +28,7 @@ from sparvar.errors import SparvarError, message
 from sparvar.runtime.context import SiteContext
 from sparvar.runtime.generation import Columns, Session
 from sparvar.runtime.geometry import query_tiles
+from sparvar.runtime.hooks import Hook
 from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan
 
@@ -43,7 +44,7 @@ SIDES = (1, 3, 5, 7, 9)
 """Windows whose mass is measured."""
 
 
-class Observer:
+class Observer(Hook):
     """Sees dense attention and adds up, at the scales of a space, what every candidate would have lost.
 
     Errors are squared: sum of (candidate - dense)^2 over rows, the queries of a `Sample` and channels, per head;
@@ -79,7 +80,7 @@ class Observer:
         choice = Choice(("csla",) * len(self.base.layers), Setting("relative", sinks), windows=windows)
         return plan_of(self.base, self.space, choice)
 
-    def __call__(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attention(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Dense attention, after every candidate has been run beside it.
 
         Raises:

@@ -19,6 +19,7 @@ from sparvar.errors import OptionError, SessionError, message
 from sparvar.heap import mmap_large_blocks
 from sparvar.kernels import trim_memory
 from sparvar.progress import Progress
+from sparvar.runtime.hooks import Hook, SiteTimes
 from sparvar.scale_plans import Plan
 
 TIMED = 4
@@ -97,17 +98,18 @@ class Runner:
                     with mmap_large_blocks():
                         self.images.draw(stage, 0)
                     compiles = False
-            attachment = self.model.attachment
-            attachment.timed = stage == "probe"
+            times = SiteTimes()
             trim_memory()  # holes of the image before: 140 MiB less at the peak for 1 % more seconds
             started = time.perf_counter()
-            with mmap_large_blocks() if (inner and not suffix) or compiles else contextlib.nullcontext():
+            with (
+                mmap_large_blocks() if (inner and not suffix) or compiles else contextlib.nullcontext(),
+                self.model.attachment.hooked(times) if stage == "probe" else contextlib.nullcontext(),
+            ):
                 image = self.images.draw(stage, number)
             seconds = None if compiles else time.perf_counter() - started
             image = image.float().cpu()
-            mse = float((image - reference).square().mean())
-            took = dict(attachment.last.took) if attachment.timed and attachment.last is not None else {}
-            return {"mse": max(mse, LEAST_MSE), "seconds": seconds, "ssim": _ssim(image, reference), "took": took}
+            mse = max(float((image - reference).square().mean()), LEAST_MSE)
+            return {"mse": mse, "seconds": seconds, "ssim": _ssim(image, reference), "took": times.seconds}
 
         key = f"{stage}/{plan.digest}/{number}{inner and '/' + inner}{suffix}"
         record: dict[str, Any] = self.journal.get(key, measure)
@@ -121,24 +123,14 @@ class Runner:
             CaptureError: the model's images cannot be decoded before its last scale.
             OptionError: ``draw`` makes something else of them.
         """
-        seen: dict[int, Tensor] = {}
-
-        def watch(scale: int, decode: Callable[[], Tensor]) -> None:
-            if scale in scales or scale == plan.drawn:
-                seen[scale] = decode().float().cpu().clone()
-
+        drawn = _Drawn({*scales, plan.drawn})
         self.model.attach(plan, "eager")
-        attachment = self.model.attachment
-        attachment.choices.watcher = watch
-        try:
-            with mmap_large_blocks():
-                image = self.images.draw(stage, number).float().cpu()
-        finally:
-            attachment.choices.watcher = None
-        if not set(scales) <= set(seen) or not _same(seen[plan.drawn], image):
+        with mmap_large_blocks(), self.model.attachment.hooked(drawn):
+            image = self.images.draw(stage, number).float().cpu()
+        if not set(scales) <= set(drawn.images) or not _same(drawn.images[plan.drawn], image):
             must = "return the image of the model's own generation method, as it is"
             raise OptionError(message("draw", must, "another", "calibrate without choices per image"))
-        return seen
+        return drawn.images
 
     def uses_guidance(self, plan: Plan) -> bool:
         """Whether the model draws with guidance, a conditional and an unconditional half of rows, which ``plan`` drops.
@@ -155,6 +147,18 @@ class Runner:
             return True
 
         return bool(self.journal.get("guided", try_plan))
+
+
+class _Drawn(Hook):
+    """What is drawn after some scales, decoded, [B, 3, H, W], on the CPU."""
+
+    def __init__(self, wanted: Collection[int]) -> None:
+        self.wanted = wanted
+        self.images: dict[int, Tensor] = {}
+
+    def scale_finished(self, scale: int, decode: Callable[[], Tensor]) -> None:
+        if scale in self.wanted:
+            self.images[scale] = decode().float().cpu().clone()
 
 
 def _same(decoded: Tensor, image: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Sequence
@@ -68,12 +69,12 @@ def compare_plans(
 
     def draw(number: int, dense: bool) -> tuple[Tensor, float]:
         prompt = prompts[number % len(prompts)]
-        attachment.enabled = not dense
-        started = time.perf_counter()
-        image = subject.draw(model, prompt, seed + number)
-        if image.device.type == "cuda":
-            torch.cuda.synchronize(image.device)
-        seconds = time.perf_counter() - started
+        with attachment.paused() if dense else contextlib.nullcontext():
+            started = time.perf_counter()
+            image = subject.draw(model, prompt, seed + number)
+            if image.device.type == "cuda":
+                torch.cuda.synchronize(image.device)
+            seconds = time.perf_counter() - started
         if not bool(torch.isfinite(image).all()):
             which = "dense" if dense else plan.name
             raise SparvarError(message(f"{which} image of prompt {prompt!r}", "be finite", "NaN or infinities"))
@@ -93,7 +94,6 @@ def compare_plans(
             seconds.append(sparse_time)
             dense_seconds.append(dense_time)
     finally:
-        attachment.enabled = True
         detach(model)
     return {
         **Measured(tuple(errors), tuple(seconds)).as_dict(),

@@ -6,6 +6,7 @@ profile of attention. Every generation makes one image, with classifier-free gui
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
@@ -131,9 +132,8 @@ class Demo:
     def generate(self, variant: str, number: int, text: str) -> Generation:
         """One generation of image ``number`` by ``eager`` or ``inductor`` (dense), or ``sparse``."""
         self.progress.step(text)
-        # The dense model is the attached one with the attachment switched off: its own forwards run.
-        self.attachment.enabled = variant == "sparse"
-        try:
+        # The dense model is the attached one, which runs its own forwards.
+        with contextlib.nullcontext() if variant == "sparse" else self.attachment.paused():
             return timed_generation(
                 self.models[variant],
                 self.settings.classes[number],
@@ -141,8 +141,6 @@ class Demo:
                 self.settings.cfg,
                 self.progress.scale,
             )
-        finally:
-            self.attachment.enabled = True
 
     def run(self) -> DemoResult:
         """Measure everything."""

@@ -18,6 +18,7 @@ from sparvar.evaluate.attention_time import attention_time
 from sparvar.evaluate.metrics import psnr, ssim
 from sparvar.evaluate.timing import Generation, Spread, decode_median, ratio, scale_medians, timed_generation
 from sparvar.progress import Progress
+from sparvar.runtime import Hook
 from sparvar.tools.bench.demo import inductor_dense
 from sparvar.zoo import CLASSES, landscape
 
@@ -137,6 +138,19 @@ OUTSIDE_ROUNDS = 5
 """Generations of which the one with the middle share is told."""
 
 
+class _CallTimes(Hook):
+    """Seconds of every call of a site, in their order."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def site_call(self, layer: int, proceed: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        out = proceed()
+        self.seconds.append(time.perf_counter() - started)
+        return out
+
+
 def outside_kernels(model: Any, cfg: float) -> dict[str, float]:
     """An upper bound of the time that a sparse generation spends on guards, dispatch and index mapping.
 
@@ -146,21 +160,12 @@ def outside_kernels(model: Any, cfg: float) -> dict[str, float]:
     """
     attachment = sparvar.attachment_of(model)
     assert attachment is not None
-    calls: list[float] = []
-    original = attachment.call
-
-    def timed_call(layer: int, *args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        out = original(layer, *args, **kwargs)
-        calls.append(time.perf_counter() - started)
-        return out
-
+    timed = _CallTimes()
     layers = len(attachment.plan.layers)
     found: list[dict[str, float]] = []
-    attachment.call = timed_call  # type: ignore[method-assign]
-    try:
+    with attachment.hooked(timed):
         for _ in range(OUTSIDE_ROUNDS):
-            calls.clear()
+            calls = timed.seconds = []
             whole = timed_generation(model, CLASSES[0], 0, cfg).seconds
             per_call = statistics.median(calls[:layers])
             mapping = attachment.last.seconds if attachment.last is not None else 0.0
@@ -174,8 +179,6 @@ def outside_kernels(model: Any, cfg: float) -> dict[str, float]:
                     "share": (per_call * len(calls) + mapping) / whole,
                 }
             )
-    finally:
-        del attachment.call
     return sorted(found, key=lambda one: one["share"])[len(found) // 2]
 
 
