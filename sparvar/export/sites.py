@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparvar import kernels
-from sparvar.runtime.generation import Columns
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.geometry import column_map, local_windows, query_tiles
 from sparvar.runtime.site_ops import as_pinned, attend_columns, grow_delta, look
 from sparvar.scale_plans import Plan

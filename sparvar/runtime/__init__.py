@@ -1,7 +1,8 @@
 """Session state and the ops that read it."""
 
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.context import SiteContext, active, current, enter, leave
-from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.generation import Session
 from sparvar.runtime.hooks import Hook
 from sparvar.runtime.kv_compression.ops import site_score
 from sparvar.runtime.reductions.ops import site_pruned, site_spread

@@ -23,8 +23,9 @@ from sparvar.models.call_arguments import (
 )
 from sparvar.runtime.calls import tokens_of, variant
 from sparvar.runtime.choices import Choices
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.context import SiteContext, current, enter, leave
-from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.generation import Session
 from sparvar.runtime.hooks import Hook, Hooks
 from sparvar.runtime.sites import Around, Graphs, Site
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers

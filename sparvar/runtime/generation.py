@@ -9,37 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparvar import kernels
 from sparvar.errors import SessionError, message
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.kv_compression.compressor import Compressor, compressor_of
 from sparvar.runtime.reductions.reducer import Reducer, reducer_of
 from sparvar.scale_plans import Plan
-
-
-class Columns(kernels.Columns):
-    """Column indices of one layer: indices int32 [B, H, G, K] and counts int32 [B, H, G]."""
-
-    __slots__ = ()
-
-    def rows(self, batch: int) -> Columns:
-        """The indices for ``batch`` rows: all, or the first half when the model dropped its CFG rows.
-
-        Raises:
-            SessionError: the batch is neither the one at the decision scale nor half of it.
-        """
-        have = self.indices.shape[0]
-        if have in (1, batch):
-            return self
-        if have == 2 * batch:
-            return Columns(self.indices[:batch], self.counts[:batch])
-        raise SessionError(
-            message(
-                "batch",
-                f"stay {have} after the decision scale, or be halved to {have // 2}",
-                str(batch),
-                "start a new generation for another batch",
-            )
-        )
 
 
 class Observer(Protocol):

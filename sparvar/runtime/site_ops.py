@@ -16,8 +16,8 @@ from torch import Tensor
 from sparvar import kernels
 from sparvar.errors import SessionError, message
 from sparvar.kernels import QueryTiles
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.context import SiteContext, current
-from sparvar.runtime.generation import Columns
 from sparvar.runtime.geometry import column_map, local_windows, query_tiles
 from sparvar.scale_plans import Plan
 

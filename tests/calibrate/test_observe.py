@@ -11,8 +11,9 @@ from sparvar.calibrate.candidates.candidate import ColumnCandidate, Setting, Win
 from sparvar.calibrate.candidates.space import Space
 from sparvar.calibrate.measure.observe import Observer, Sample, WindowMass, mass_on
 from sparvar.calibrate.measure.pruning import PruningSums, representative_scale
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.context import SiteContext
-from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.generation import Session
 from sparvar.runtime.site_ops import attend_columns
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 

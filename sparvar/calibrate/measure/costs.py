@@ -18,8 +18,9 @@ from torch import Tensor
 from sparvar import kernels
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.calibrate.measure.cache import cache_file, device_text
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.context import SiteContext
-from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.generation import Session
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan

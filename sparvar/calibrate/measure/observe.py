@@ -25,8 +25,9 @@ from sparvar.calibrate.candidates.candidate import (
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.calibrate.measure.pruning import PruningSums, add_values
 from sparvar.errors import SparvarError, message
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.context import SiteContext
-from sparvar.runtime.generation import Columns, Session
+from sparvar.runtime.generation import Session
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.hooks import Hook
 from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped_columns, upsampled_delta

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparvar.errors import SessionError, message
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.kv_compression.key_scores import (
     attention_scores,
     chosen_keys,
@@ -25,9 +26,6 @@ from sparvar.runtime.kv_compression.key_scores import (
 )
 from sparvar.runtime.reductions.argument_axes import cache_places, tensors_of
 from sparvar.scale_plans import Plan
-
-if TYPE_CHECKING:
-    from sparvar.runtime.generation import Columns
 
 Holder = tuple[dict[Any, Any], Any, Tensor, int]
 """Where a cache is: holder, key, tensor, and the axis that counts keys."""
@@ -157,8 +155,6 @@ class Compressor:
 
     def translated(self, columns: Columns, scale: int, layer: int, rows: int) -> Columns:
         """Lists in whole places as lists in the cache, without the keys that are not there: map, then intersect."""
-        from sparvar.runtime.generation import Columns
-
         if layer not in self.places:
             return columns
         present = self.present(scale, layer, rows, columns.indices.device)

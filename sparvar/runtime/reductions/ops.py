@@ -15,8 +15,8 @@ from torch import Tensor
 from sparvar import kernels
 from sparvar.errors import SessionError, message
 from sparvar.kernels.column_sparse_rows.portable import filtered
+from sparvar.runtime.columns import Columns
 from sparvar.runtime.context import SiteContext, current
-from sparvar.runtime.generation import Columns
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.reductions.reducer import Kept, Reducer
 from sparvar.runtime.site_ops import (

@@ -24,7 +24,15 @@ from sparvar.runtime.reductions.argument_axes import (
     half,
     tensors_of,
 )
-from sparvar.runtime.reductions.scores import anchors_of, merge_groups, merged, nearest_anchor, score
+from sparvar.runtime.reductions.scores import (
+    anchors_of,
+    change,
+    entropy,
+    merge_groups,
+    merged,
+    nearest_anchor,
+    score_tokens,
+)
 from sparvar.runtime.reductions.tile_order import TileOrder
 from sparvar.scale_plans import Plan, PrunedSpan
 
@@ -197,7 +205,7 @@ class Reducer:
         number = pruning.spans.index(span)
         grid = self.plan.grid(scale)
         order = tile_order(grid, self.plan.tile, work.device)
-        scores = score(pruning.score, self, span, scale, work)
+        scores = self._scores(span, scale, work)
         if pruning.fill == "anchor":
             scores = scores.masked_fill(anchors_of(grid, work.device), float("inf"))
         kept = Kept(*order.keep(scores, self.plan.kept_tokens(scale, span)))
@@ -209,6 +217,23 @@ class Reducer:
         mask[begin + kept.tokens] = True
         self._chosen.setdefault(number, {})[scale] = kept.tokens.sort().values
         return kept
+
+    def _scores(self, span: PrunedSpan, scale: int, work: Tensor) -> Tensor:
+        """Importance of the tokens ``work`` [B, N, C] that a span is given: [N]."""
+        pruning, grid = self.plan.pruning, self.plan.grid(scale)
+        assert pruning is not None
+        source = self.plan.grid(pruning.source)
+        if pruning.score == "change":
+            before, behind = (part[: work.shape[0]] for part in self.source_of(span))
+            return change(before, behind, source, grid)
+        if pruning.score != "entropy":
+            return score_tokens(pruning.score, work, scale, grid)
+        measured = [self.entropy[layer] for layer in range(span.first, span.last + 1) if layer in self.entropy]
+        if not measured:
+            subject = f"layers {span.first} to {span.last}"
+            must = f"have measured their entropy at the source scale {pruning.source}"
+            raise SessionError(message(subject, must, "none", "generate from the first scale"))
+        return entropy(measured, source, grid)
 
     def _restore(self, span: PrunedSpan, scale: int, out: Tensor) -> Tensor:
         """All tokens behind a span: what it computed, and what stands for the others."""
@@ -227,7 +252,8 @@ class Reducer:
             whole = entered + self.enlarged(span, scale, "delta", out.shape[0])
         whole[:, kept.tokens] = out.to(whole.dtype)
         if pruning.fill == "anchor":
-            whole = nearest_anchor(self, span, scale, whole, kept.tokens)
+            source = self.enlarged(span, scale, "output", out.shape[0])
+            whole = nearest_anchor(whole, kept.tokens, source, self.plan.grid(scale))
         return whole
 
     def source_of(self, span: PrunedSpan) -> tuple[Tensor, Tensor]:

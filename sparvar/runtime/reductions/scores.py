@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sparvar.errors import SessionError, message
 from sparvar.runtime.reductions.argument_axes import enlarge
-from sparvar.scale_plans import PrunedSpan
 
-if TYPE_CHECKING:
-    from sparvar.runtime.reductions.reducer import Reducer
+Grid = tuple[int, int]
+"""(h, w) of a scale."""
 
 ANCHOR_STEP = 4
 """Anchors of SparseVAR stand in every fourth row and column, and in the last ones."""
 
 
-def score(name: str, reducer: Reducer, span: PrunedSpan, scale: int, x: Tensor) -> Tensor:
-    """Importance of the tokens x [B, N, C] of a scale, [N]: the mean over rows, so that all rows keep the same."""
+def score_tokens(name: str, x: Tensor, scale: int, grid: Grid) -> Tensor:
+    """Importance of the tokens x [B, N, C] of a scale, by themselves: the mean over rows, which keep the same. [N]."""
     if name == "pivot":
         return pivot(x)
-    if name == "entropy":
-        return entropy(reducer, span, scale)
-    if name == "change":
-        return change(reducer, span, scale, x.shape[0])
     if name == "tome":
-        return tome(x, reducer.plan.grid(scale))
+        return tome(x, grid)
     if name == "pitome":
         return pitome(x)
     generator = torch.Generator().manual_seed(scale)
@@ -40,27 +34,19 @@ def pivot(x: Tensor) -> Tensor:
     return (wide - wide.mean(dim=1, keepdim=True)).square().sum(-1).mean(0)
 
 
-def entropy(reducer: Reducer, span: PrunedSpan, scale: int) -> Tensor:
-    """Minus the attention entropy at the source scale, mean over the span's layers, enlarged (ToProVAR, Eq. 6): [N]."""
-    plan = reducer.plan
-    assert plan.pruning is not None
-    found = [reducer.entropy[layer] for layer in range(span.first, span.last + 1) if layer in reducer.entropy]
-    if not found:
-        subject = f"layers {span.first} to {span.last}"
-        must = f"have measured their entropy at the source scale {plan.pruning.source}"
-        raise SessionError(message(subject, must, "none", "generate from the first scale"))
-    mean = torch.stack(found).mean(0)
-    return -enlarge(mean[None, :, None], plan.grid(plan.pruning.source), plan.grid(scale))[0, :, 0]
+def entropy(measured: Sequence[Tensor], source: Grid, target: Grid) -> Tensor:
+    """Minus the attention entropy [N_S] at the source scale, mean over layers, enlarged (ToProVAR, Eq. 6): [N]."""
+    mean = torch.stack(list(measured)).mean(0)
+    return -enlarge(mean[None, :, None], source, target)[0, :, 0]
 
 
-def change(reducer: Reducer, span: PrunedSpan, scale: int, rows: int) -> Tensor:
-    """Squared size of what the span added at the source scale, mean over rows, each pixel repeated (SparseVAR): [N]."""
-    plan = reducer.plan
-    assert plan.pruning is not None
-    before, behind = (part[:rows] for part in reducer.source_of(span))
+def change(before: Tensor, behind: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Squared size of what a span added at the source scale, mean over rows, each pixel repeated (SparseVAR): [N].
+
+    ``before`` and ``behind`` the span: [B, N_S, C].
+    """
     error = (behind - before).float().square().mean(-1).mean(0)
-    grid = error.view(1, 1, *plan.grid(plan.pruning.source))
-    return torch.nn.functional.interpolate(grid, size=plan.grid(scale), mode="nearest").flatten()
+    return torch.nn.functional.interpolate(error.view(1, 1, *source), size=target, mode="nearest").flatten()
 
 
 def _directions(x: Tensor) -> Tensor:
@@ -68,7 +54,7 @@ def _directions(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x.float().mean(0), dim=-1)
 
 
-def tome(x: Tensor, grid: tuple[int, int]) -> Tensor:
+def tome(x: Tensor, grid: Grid) -> Tensor:
     """Minus the largest cosine with a token of the destination set, one of every 2 x 2 (ToMe): [N].
 
     Destinations themselves always stay.
@@ -108,7 +94,7 @@ def anchor_axis(size: int, device: torch.device) -> Tensor:
     return axis if (size - 1) % ANCHOR_STEP == 0 else torch.cat((axis, axis.new_tensor([size - 1])))
 
 
-def anchors_of(grid: tuple[int, int], device: torch.device) -> Tensor:
+def anchors_of(grid: Grid, device: torch.device) -> Tensor:
     """Which tokens of a grid (h, w) are anchors: bool [N]."""
     rows, columns = (
         torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, anchor_axis(size, device), True)
@@ -117,7 +103,7 @@ def anchors_of(grid: tuple[int, int], device: torch.device) -> Tensor:
     return (rows[:, None] & columns[None, :]).flatten()
 
 
-def nearest_anchor(reducer: Reducer, span: PrunedSpan, scale: int, whole: Tensor, kept: Tensor) -> Tensor:
+def nearest_anchor(whole: Tensor, kept: Tensor, source: Tensor, grid: Grid) -> Tensor:
     """Give every token that was left out the output of the most similar of the four anchors around it.
 
     Similarity is the cosine between the span's outputs at the source scale, enlarged, mean over rows; a token that is
@@ -126,10 +112,12 @@ def nearest_anchor(reducer: Reducer, span: PrunedSpan, scale: int, whole: Tensor
     Args:
         whole: [B, N, C] with that in the places of the tokens that were left out.
         kept: int64 [n], those that were computed.
+        source: the span's outputs at the source scale, enlarged, [B, N, C].
+        grid: (h, w) of the tokens.
     """
-    height, width = reducer.plan.grid(scale)
+    height, width = grid
     device = whole.device
-    guide = torch.nn.functional.normalize(reducer.enlarged(span, scale, "output", whole.shape[0]).float(), dim=-1)
+    guide = torch.nn.functional.normalize(source.float(), dim=-1)
     rows, columns = anchor_axis(height, device), anchor_axis(width, device)
     token = torch.arange(height * width, device=device)
     y, x = token // width, token % width
@@ -138,10 +126,10 @@ def nearest_anchor(reducer: Reducer, span: PrunedSpan, scale: int, whole: Tensor
     around = torch.stack([rows[a] * width + columns[b] for a in (up, down) for b in (left, right)])  # [4, N]
     likeness = torch.stack([(guide * guide[:, each]).sum(-1).mean(0) for each in around])  # [4, N]
     best, which = likeness.max(0)
-    source = around.gather(0, which[None])[0]
+    anchor = around.gather(0, which[None])[0]
     replace = best >= LEAST_SIMILARITY
     replace[kept] = False
-    return torch.where(replace[None, :, None], whole[:, source], whole)
+    return torch.where(replace[None, :, None], whole[:, anchor], whole)
 
 
 LEAST_SIMILARITY = 0.8
