@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,6 +113,42 @@ def test_a_model_that_changes_tokens_between_blocks_is_found_out() -> None:
     sparvar.compile(model, plan_for(model, [(0, 0), (2, 2)]), inner="eager")
     assert model.generate(seed=3).isfinite().all()
     sparvar.detach(model)
+
+
+class Counting(ShapedVAR):
+    """A model whose tensors count their writes, as they do outside of inference mode."""
+
+    through = torch.no_grad()(inspect.unwrap(ShapedVAR.through))
+    generate = torch.no_grad()(inspect.unwrap(ShapedVAR.generate))
+
+
+@pytest.mark.parametrize("conditional", [False, True], ids=["tokens", "rows"])
+def test_a_model_that_writes_into_its_tokens_between_blocks_is_found_out(conditional: bool) -> None:
+    model = Counting(shaped("tiny").shape, SCHEDULE).eval()
+    plan = plan_for(model, [(0, 2)])
+    if conditional:
+        plan = plan.replace(pruning=None, guidance={"conditional_from": 4, "fill": "copy"})
+    sparvar.compile(model, plan, inner="eager")
+    assert model.generate(seed=3).isfinite().all()
+    model.blocks[1].register_forward_pre_hook(lambda _, given: (given[0].add_(1.0), *given[1:]))
+    with pytest.raises(SessionError, match="got the same tensor, written in place: the model changes its tokens"):
+        model.generate(seed=3)
+    sparvar.detach(model)
+
+
+def test_an_argument_that_is_written_between_blocks_is_gathered_again() -> None:
+    images = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        model = Counting(shaped("tiny").shape, SCHEDULE).eval()
+        for block in model.blocks[1 : 2 if in_place else 3]:
+            block.register_forward_pre_hook(
+                lambda _, given, write=in_place: (*given[:2], given[2].add_(0.1) if write else given[2] + 0.1, given[3])
+            )
+        sparvar.compile(model, plan_for(model, [(0, 2)]), inner="eager")
+        images.append(model.generate(seed=3))
+        sparvar.detach(model)
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("fill", ["output", "previous", "delta"])

@@ -105,6 +105,11 @@ def check_guided(x: Tensor) -> None:
         raise SessionError(message("batch rows", must, "halves that differ from token to token", remedy))
 
 
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor has been written in place; None for inference tensors, which do not count it."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def half(tensor: Tensor) -> Tensor:
     """The first half of the rows: the conditional ones."""
     return tensor[: tensor.shape[0] // 2]
@@ -118,4 +123,4 @@ def enlarge(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) ->
     return grown.permute(0, 2, 3, 1).reshape(b, -1, width).to(tokens.dtype)
 
 
-__all__ = ["Path", "Roles", "cache_places", "changed", "check_guided", "enlarge", "half", "tensors_of"]
+__all__ = ["Path", "Roles", "cache_places", "changed", "check_guided", "enlarge", "half", "tensors_of", "version_of"]

@@ -2,7 +2,8 @@
 
 Between the first and the last block that runs reduced, the model is handed back the very tensor that it gave, and what
 was really computed is held here: nothing is scattered and gathered again between blocks, and a model that changes its
-tokens between two blocks is found out instead of losing the change.
+tokens between two blocks is found out instead of losing the change: by the tensor's identity and, outside of inference
+mode, where tensors do not count it, by how often it has been written in place.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sparvar.runtime.reductions.argument_axes import (
     enlarge,
     half,
     tensors_of,
+    version_of,
 )
 from sparvar.runtime.reductions.scores import (
     anchors_of,
@@ -78,6 +80,7 @@ class Reducer:
     alive: dict[int, Tensor] = field(default_factory=dict)
     _roles: Roles = field(default_factory=Roles)
     _ticket: Tensor | None = None
+    _ticket_version: int | None = None
     _held: Tensor | None = None
     _entered: Tensor | None = None
     _groups: Tensor | None = None
@@ -85,7 +88,7 @@ class Reducer:
     _source: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _previous: dict[int, Tensor] = field(default_factory=dict)
     _guidance: Tensor | None = None
-    _gathered: dict[Path, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _gathered: dict[Path, tuple[Tensor, int | None, Tensor]] = field(default_factory=dict)
     _chosen: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
     def before(
@@ -107,7 +110,7 @@ class Reducer:
             if conditional:
                 check_guided(x)
                 work = half(x)
-        elif x is self._ticket:
+        elif x is self._ticket and version_of(x) == self._ticket_version:
             assert self._held is not None
             work = self._held
         else:
@@ -115,7 +118,8 @@ class Reducer:
                 message(
                     f"layer {layer} at {self.plan.label(scale)}",
                     "be given what the layer before it returned, as tokens between them are left out",
-                    "another tensor: the model changes its tokens between blocks",
+                    f"{'the same tensor, written in place' if x is self._ticket else 'another tensor'}: the model"
+                    " changes its tokens between blocks",
                     "let spans of pruning begin and end where it does, or take guidance out of the plan",
                 )
             )
@@ -162,7 +166,8 @@ class Reducer:
             self._note_guidance(scale, work)
             return work
         if conditional or (span is not None and layer < span.last):
-            self._held = work
+            assert self._ticket is not None
+            self._held, self._ticket_version = work, version_of(self._ticket)
             return self._ticket
         self._ticket = self._held = None
         return work
@@ -190,13 +195,13 @@ class Reducer:
     def _part(self, path: Path, tensor: Tensor, conditional: bool) -> Tensor:
         """The rows and tokens of another argument that exist."""
         known = self._gathered.get(path)
-        if known is not None and known[0] is tensor:
-            return known[1]
+        if known is not None and known[0] is tensor and known[1] == version_of(tensor):
+            return known[2]
         part = half(tensor) if conditional and self._roles.rows(path) else tensor
         if self.kept is not None:
             for axis in self._roles.tokens(path):
                 part = part.index_select(axis, self.kept.tokens)
-        self._gathered[path] = tensor, part
+        self._gathered[path] = tensor, version_of(tensor), part
         return part
 
     def _choose(self, span: PrunedSpan, scale: int, work: Tensor) -> Kept:
