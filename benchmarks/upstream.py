@@ -133,10 +133,10 @@ class GuardTimes(Hook):
     def graph_call(
         self, site: SiteContext, args: Sequence[Any], kwargs: dict[str, Any], proceed: Callable[[], Any]
     ) -> Any:
-        wrapped, session = self.attachment.sites[site.layer], site.session
+        wrapped, generation = self.attachment.sites[site.layer], site.generation
         bound = inspect.signature(wrapped.forward).bind(wrapped.module, *args, **kwargs)
         bound.apply_defaults()
-        compiled = session.compiled(session.kinds[site.scale][site.layer], site.scale)
+        compiled = generation.compiled(generation.kinds[site.scale][site.layer], site.scale)
         function = compiled._torchdynamo_orig_callable  # type: ignore[attr-defined]
         for entry in torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__):
             if entry.guard_manager.check(dict(bound.arguments)):
@@ -167,13 +167,13 @@ class Again(Hook):
         self.scale, self.repeats, self.warm = scale, repeats, warm
 
     def site_call(self, layer: int, proceed: Callable[[], Any]) -> Any:
-        session = self.attachment.current
-        if layer != 1 or session is None or session.calls[1] != self.scale - 1:
+        generation = self.attachment.current
+        if layer != 1 or generation is None or generation.calls[1] != self.scale - 1:
             return proceed()
         module = self.attachment.sites[1].module
         caches = module.cached_k, module.cached_v
         for number in range(1 + self.repeats):
-            session.calls[:2] = [self.scale, self.scale - 1]
+            generation.calls[:2] = [self.scale, self.scale - 1]
             module.cached_k, module.cached_v = caches
             proceed()
             if number == 0:

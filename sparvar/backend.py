@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from sparvar.compiler.compiled_sites import SiteGraphs, site_graphs, unwrap_error
+from sparvar.compiler.model_sites import ModelSites
 from sparvar.compiler.resolve_plan import resolve_plan
-from sparvar.compiler.select_sites import blocks_around, select_sites
 from sparvar.compiler.torch_compat import is_compiled
-from sparvar.errors import CaptureError, OptionError, PlanError, message
+from sparvar.errors import CaptureError, OptionError, message
 from sparvar.options import Options, PlanSource
 from sparvar.runtime.attaching import attach, attachment_of, detach
 from sparvar.runtime.attachment import Attachment
-from sparvar.runtime.sites import Around, Site
-from sparvar.scale_plans import Plan
 
 
 def compile(model: nn.Module, plan: PlanSource = "auto", **options: Any) -> nn.Module:
@@ -53,42 +48,8 @@ def attach_model(model: nn.Module, options: Options) -> nn.Module:
         )
     _check_placement(model)
     plans = resolve_plan(model, options.plan)
-
-    def wire(grain: str) -> tuple[list[Site], Callable[[Plan], SiteGraphs], list[Around]]:
-        sites = select_sites(model, plans, grain)
-        forwards = {site.forward for site in sites}
-        if len(forwards) != 1:
-            raise PlanError(f"plan: its sites must be modules of one class, got {len(forwards)} classes")
-        forward = forwards.pop()
-
-        def graphs_of(plan: Plan) -> SiteGraphs:
-            return site_graphs(forward, plan.schedule, plan.prefix, options.inner, options.strict, options.dump)
-
-        return sites, graphs_of, blocks_around(model, plans, sites)
-
-    sites, graphs_of, around = wire(options.grain)
-    narrow = functools.partial(wire, "attention") if options.grain == "auto" else None
-    attach(
-        model,
-        Attachment(
-            plans=plans,
-            sites=sites,
-            strict=options.strict,
-            graphs_of=graphs_of,
-            unwrap=unwrap_error,
-            narrow=narrow,
-            around=around,
-            shortened=_shortened,
-        ),
-    )
+    attach(model, Attachment(plans, ModelSites.of(model, plans, options), options.strict))
     return model
-
-
-def _shortened(attachment: Attachment, plan: Plan, model: nn.Module, arguments: Mapping[str, Any]) -> Any:
-    # Families load what few generations need.
-    from sparvar.runtime.generation_loop import generate_truncated
-
-    return generate_truncated(attachment, plan, model, arguments)
 
 
 def reset(model: nn.Module) -> None:

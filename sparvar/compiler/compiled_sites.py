@@ -20,7 +20,7 @@ from sparvar.compiler.torch_compat import (
 )
 from sparvar.errors import CaptureError, GraphBreakError, SparvarError, message
 from sparvar.passes import GraphContext, Report, run_passes
-from sparvar.runtime.context import current
+from sparvar.runtime.generation import current
 
 
 def inner_compile(module: fx.GraphModule, inputs: Sequence[Tensor], inner: str) -> Callable[..., Any]:
@@ -37,18 +37,18 @@ class SiteCompiler:
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
         site = current()
-        session = site.session
-        whole = session.tokens(site.scale)
-        tokens = session.site_tokens(site.scale, site.layer)
-        keys, room = session.lengths(site.scale, site.layer)
+        generation = site.generation
+        whole = generation.tokens(site.scale)
+        tokens = generation.site_tokens(site.scale, site.layer)
+        keys, room = generation.lengths(site.scale, site.layer)
         context = GraphContext(
             kind=self.kind,
             scale=site.scale,
             tokens=tokens,
             keys=keys - whole + tokens,
             capacity=room,
-            heads=session.plan.model.heads,
-            head_dim=session.plan.model.head_dim,
+            heads=generation.plan.model.heads,
+            head_dim=generation.plan.model.head_dim,
             whole=whole if tokens < whole else 0,
         )
         report = run_passes(module, context, dump=self.graphs.dump)
@@ -80,7 +80,7 @@ class SiteGraphs:
     def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:
         """The compiled forward of ``kind`` at ``scale``; nothing is compiled before it is called.
 
-        ``lengths`` are those of a compressed cache, see `Session.lengths`; None where caches are whole.
+        ``lengths`` are those of a compressed cache, see `Generation.lengths`; None where caches are whole.
         """
         key = kind, scale, lengths
         found = self._compiled.get(key)

@@ -15,7 +15,7 @@ from torch import nn
 
 from sparvar.compiler.torch_compat import fold_numpy
 from sparvar.passes.capture.forms import LIBRARY_NAMES, is_library_function
-from sparvar.runtime.context import active
+from sparvar.runtime.generation import active
 
 WRITTEN = "softmax(QK^T)V"
 

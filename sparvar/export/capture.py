@@ -19,9 +19,8 @@ from sparvar.models import Family
 from sparvar.passes import GraphContext
 from sparvar.runtime.attaching import attach, detach
 from sparvar.runtime.attachment import Attachment
-from sparvar.runtime.context import current
-from sparvar.runtime.generation import Session
-from sparvar.runtime.sites import Site
+from sparvar.runtime.generation import Generation, current
+from sparvar.runtime.sites import Around, Site
 from sparvar.scale_plans import Plan, PlanSet
 
 
@@ -60,20 +59,33 @@ def _sources(module: fx.GraphModule) -> list[str]:
 
 
 class Recorder:
-    """Graphs that an attachment runs: dense, each kept before it runs.
+    """Sites whose graphs an attachment runs dense, and each graph is kept before it runs.
 
     Args:
-        forward: of the sites' class.
+        sites: blocks of one class.
         weights: names of the model's parameters and buffers by ``id``.
         activations: sources of tensors that differ between generations; their values are not kept.
     """
 
-    def __init__(self, forward: Callable[..., Any], weights: dict[int, str], activations: Sequence[str]) -> None:
-        self.forward, self.names, self.activations = forward, weights, set(activations)
+    around: Sequence[Around] = ()
+
+    def __init__(self, sites: Sequence[Site], weights: dict[int, str], activations: Sequence[str]) -> None:
+        self.sites, self.names, self.activations = sites, weights, set(activations)
         self.reports: list[Any] = []
         self.graphs: dict[int, list[BlockGraph]] = {}
         self._compiled: dict[int, Callable[..., Any]] = {}
         self._last: tuple[BlockGraph, Sequence[Any]] | None = None
+
+    def graphs_of(self, plan: Plan) -> Recorder:
+        """All graphs are recorded here."""
+        return self
+
+    def fall_back_to_attention(self) -> None:
+        """Whole blocks are what is exported."""
+
+    def unwrap_error(self, error: BaseException) -> BaseException:
+        """The error of ours inside one that Dynamo raised, or that one."""
+        return unwrap_error(error)
 
     def check_recompile_limit(self, variant: object) -> None:
         """Nothing here outlives one generation."""
@@ -82,7 +94,7 @@ class Recorder:
         """The recording forward of a scale."""
         if scale not in self._compiled:
             made = torch.compile(
-                copy_of(self.forward), backend=functools.partial(self._backend), dynamic=False, fullgraph=True
+                copy_of(self.sites[0].forward), backend=functools.partial(self._backend), dynamic=False, fullgraph=True
             )
             self._compiled[scale] = functools.partial(self._call, made)
         return self._compiled[scale]
@@ -103,12 +115,12 @@ class Recorder:
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
         site = current()
-        session = site.session
+        generation = site.generation
         found = self.graphs.setdefault(site.scale, [])
         # Dynamo also guards what leaves no trace: a first layer without stochastic depth, which is off when drawing.
         graph = next((each for each in found if _equal(each, module)), None)
         if graph is None:
-            graph = BlockGraph(_context(session, site.scale), copy.deepcopy(module), _sources(module))
+            graph = BlockGraph(_context(generation, site.scale), copy.deepcopy(module), _sources(module))
             found.append(graph)
 
         def run(*args: Any) -> Any:
@@ -151,15 +163,15 @@ def _shapes(module: fx.GraphModule) -> list[tuple[torch.Size, torch.dtype]]:
     return [(each.shape, each.dtype) for each in examples if isinstance(each, Tensor)]
 
 
-def _context(session: Session, scale: int) -> GraphContext:
+def _context(generation: Generation, scale: int) -> GraphContext:
     return GraphContext(
         kind="dense",
         scale=scale,
-        tokens=session.tokens(scale),
-        keys=session.keys(scale),
-        capacity=session.keys(len(session.plan.schedule)),
-        heads=session.plan.model.heads,
-        head_dim=session.plan.model.head_dim,
+        tokens=generation.tokens(scale),
+        keys=generation.keys(scale),
+        capacity=generation.keys(len(generation.plan.schedule)),
+        heads=generation.plan.model.heads,
+        head_dim=generation.plan.model.head_dim,
     )
 
 
@@ -229,12 +241,12 @@ def _record(
     dense = all_dense(plan)
     plans = PlanSet.of([dense])
     sites = select_sites(model, plans, "block")
-    forwards = {site.forward for site in sites}
-    if len(forwards) != 1:
-        raise CaptureError(message("blocks", "be of one class", f"{len(forwards)} classes"))
+    classes = {site.forward for site in sites}
+    if len(classes) != 1:
+        raise CaptureError(message("blocks", "be of one class", f"{len(classes)} classes"))
     names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    recorder = Recorder(forwards.pop(), names, activations)
-    attach(model, Attachment(plans, sites, True, lambda _: recorder, unwrap_error))
+    recorder = Recorder(sites, names, activations)
+    attach(model, Attachment(plans, recorder, strict=True))
     try:
         result = generate()
     finally:

@@ -1,8 +1,7 @@
-"""Session state and the ops that read it."""
+"""The state of generations, the ops that read it, and hooks that watch it."""
 
 from sparvar.runtime.columns import Columns
-from sparvar.runtime.context import SiteContext, active, current, enter, leave
-from sparvar.runtime.generation import Session
+from sparvar.runtime.generation import Generation, SiteContext, active, current, enter, leave
 from sparvar.runtime.hooks import Hook
 from sparvar.runtime.kv_compression.ops import site_score
 from sparvar.runtime.reductions.ops import site_pruned, site_spread
@@ -10,8 +9,8 @@ from sparvar.runtime.site_ops import local_columns, site_decide, site_observe, s
 
 __all__ = [
     "Columns",
+    "Generation",
     "Hook",
-    "Session",
     "SiteContext",
     "active",
     "current",

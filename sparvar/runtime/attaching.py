@@ -14,6 +14,7 @@ from sparvar.kernels import kv_release
 from sparvar.kernels.common.torch_compat import original_module
 from sparvar.models.call_arguments import GENERATION_METHODS, bound_arguments, declared_schedule, parameters_of
 from sparvar.runtime.attachment import Attachment
+from sparvar.runtime.generation_loop import generate_truncated
 from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, Schedule
 
@@ -39,26 +40,26 @@ def _generation(attachment: Attachment, model: nn.Module, method: Callable[..., 
         arguments = bound_arguments(signature, args, kwargs)
         schedule = declared_schedule(arguments)
         with attachment.generating(schedule):
-            plan = _short_plan(attachment, schedule)
+            plan = _chained_plan(attachment, schedule)
             if plan is None:
                 return method(*args, **kwargs)
             if signature is not None:
                 signature.bind(*args, **kwargs)  # the method's own error for a call that does not fit
-            assert attachment.shortened is not None
-            return attachment.shortened(attachment, plan, model, arguments)
+            return generate_truncated(attachment, plan, model, arguments)
 
     return generate
 
 
-def _short_plan(attachment: Attachment, schedule: Schedule | None) -> Plan | None:
-    """The plan of a generation that the model's own loop must not run, because it skips scales; else None."""
-    plans = attachment.plans
-    if attachment.enabled and attachment.hooks.scales_finished:
-        return attachment.choose(schedule)[0]
-    if not attachment.enabled or (plans.rule is None and not any(plan.shortens for plan in plans.plans)):
+def _chained_plan(attachment: Attachment, schedule: Schedule | None) -> Plan | None:
+    """The plan of a generation that the model's own loop over scales must not run; else None.
+
+    It skips scales, may decide to, or a hook is told of every scale that is finished.
+    """
+    plans, told = attachment.plans, attachment.hooks.scales_finished
+    if not attachment.enabled or not (told or plans.rule or any(plan.shortens for plan in plans.plans)):
         return None
-    plan = attachment.choose(schedule)[0]
-    return plan if plan.shortens else None
+    plan = attachment.choose(schedule).plan
+    return plan if told or plan.shortens else None
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:

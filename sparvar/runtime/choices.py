@@ -78,20 +78,18 @@ class Chooser:
 
     Attributes:
         plan: which adapts.
-        go_on: lets the generation go on with another plan than the first.
         choices: where it is counted.
         before: the images before the scale of the decision.
         spent: seconds.
     """
 
     plan: Plan
-    go_on: Callable[[Plan, Plan], None]
     choices: Choices
     before: Tensor | None = None
     spent: float = 0.0
 
-    def __call__(self, scale: int, decode: Callable[[], Tensor]) -> int | None:
-        """After a scale: the last scale to draw, where this is the one of the decision, else None."""
+    def __call__(self, scale: int, decode: Callable[[], Tensor]) -> Plan | None:
+        """After a scale: the plan to go on with, where this is the scale of the decision, else None."""
         adapt = self.plan.adapt
         if adapt is None or scale not in (adapt.scale - 1, adapt.scale):
             return None
@@ -102,10 +100,9 @@ class Chooser:
             self.spent = time.perf_counter() - started
             return None
         chosen = self.plan.static_plan(*decide(adapt, features(self.before, images)))
-        self.go_on(self.plan, chosen)
         self.choices.counts[chosen.name] += 1
         self.choices.seconds.append(self.spent + time.perf_counter() - started)
-        return chosen.drawn
+        return chosen
 
 
 __all__ = ["Choices", "Chooser", "edge_change", "features", "fine_share"]

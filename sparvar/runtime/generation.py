@@ -1,11 +1,12 @@
-"""State of one generation: which scale each layer is at, its column indices, its corrections."""
+"""The state of a generation: what it has computed so far, which call of it runs, and which one a model is in."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from sparvar.errors import SessionError, message
 from sparvar.runtime.columns import Columns
 from sparvar.runtime.kv_compression.compressor import Compressor, compressor_of
 from sparvar.runtime.reductions.reducer import Reducer, reducer_of
-from sparvar.scale_plans import Plan
+from sparvar.scale_plans import Plan, Schedule
 
 
 class Observer(Protocol):
@@ -24,13 +25,13 @@ class Observer(Protocol):
         """Scales at which every layer is observed."""
         ...
 
-    def attention(self, site: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Dense attention of ``site`` (a `SiteContext`), [B, H, N, D]; must not return one of its arguments."""
+    def attention(self, site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Dense attention of ``site``, [B, H, N, D]; must not return one of its arguments."""
         ...
 
 
 @dataclass
-class Session:
+class Generation:
     """One generation of one model in one thread.
 
     Attributes:
@@ -71,8 +72,8 @@ class Session:
         compiled: Callable[..., Callable[..., Any]],
         prefix_alone: bool = False,
         observer: Observer | None = None,
-    ) -> Session:
-        """A generation's session; ``prefix_alone`` where a call with the prefix alone comes before scale 1."""
+    ) -> Generation:
+        """A generation at its beginning; ``prefix_alone`` where a call with the prefix alone comes before scale 1."""
         begin = -1 if prefix_alone else 0
         calls = [begin] * len(plan.layers)
         return cls(plan=plan, calls=calls, compiled=compiled, begin=begin, local=local, observer=observer)
@@ -89,7 +90,7 @@ class Session:
         self.reducer: Reducer | None = reducer_of(self.plan)
         self.caches: Compressor | None = compressor_of(self.plan)
 
-    def become(self, plan: Plan) -> None:
+    def switch_plan(self, plan: Plan) -> None:
         """Go on with another plan, of the same schedule, sites and kinds, from the next scale on."""
         self.plan = plan
         if self.reducer is not None:
@@ -108,10 +109,6 @@ class Session:
     def started(self) -> bool:
         """Whether a layer has run."""
         return any(count > self.begin for count in self.calls)
-
-    @property
-    def running(self) -> bool:
-        return self.started and not self.finished
 
     def tokens(self, scale: int) -> int:
         """Tokens of the call for ``scale``: the grid's, with the prefix where it comes along; 0 is the prefix alone."""
@@ -189,3 +186,145 @@ class Session:
                 )
             )
         return scale
+
+    def release(self) -> None:
+        """Drop the tensors that it holds, once it has ended; what it ran stays known."""
+        self.columns.clear()
+        self.delta.clear()
+        for part in (self.caches, self.reducer):
+            if part is not None:
+                part.release()
+
+
+class SiteContext(NamedTuple):
+    """A call of a site: its generation, 0-based layer and 1-based scale."""
+
+    generation: Generation
+    layer: int
+    scale: int
+
+
+class _Calling(threading.local):
+    site: SiteContext | None = None
+
+
+_calling = _Calling()
+
+
+def enter(site: SiteContext) -> SiteContext | None:
+    """Make ``site`` the one whose graph runs in this thread; returns the one before, for :func:`leave`."""
+    previous, _calling.site = _calling.site, site
+    return previous
+
+
+def leave(previous: SiteContext | None) -> None:
+    """Undo :func:`enter`, which returned ``previous``."""
+    _calling.site = previous
+
+
+def current() -> SiteContext:
+    """The site whose graph is running in this thread.
+
+    Raises:
+        SessionError: a graph that was compiled for a site runs outside of one.
+    """
+    if _calling.site is None:
+        raise SessionError(
+            "site op: must run inside a generation of an attached model, got a call without one;"
+            " call the model's own generation method"
+        )
+    return _calling.site
+
+
+def active() -> bool:
+    """Whether a site is running in this thread."""
+    return _calling.site is not None
+
+
+class Thread(threading.local):
+    """What one thread does with a model.
+
+    Attributes:
+        declared: the schedule that the call of the generation method under way named.
+        calls: calls of sites so far.
+    """
+
+    declared: Schedule | None = None
+    calls = 0
+
+
+class Generations:
+    """Which generation an attached model is in: one at a time, in one thread, as its caches live on its modules.
+
+    Attributes:
+        under_way: the generation that has begun and has neither ended nor been given up, of whichever thread.
+        last: the last one that ended.
+        count: how many ended.
+        here: of the thread that asks.
+    """
+
+    def __init__(self) -> None:
+        self.under_way: Generation | None = None
+        self.last: Generation | None = None
+        self.count = 0
+        self._lock = threading.Lock()
+        self.here = Thread()
+
+    @property
+    def current(self) -> Generation | None:
+        """The generation under way in this thread."""
+        generation = self.under_way
+        return generation if generation is not None and generation.owner == threading.get_ident() else None
+
+    def begin(self, generation: Generation) -> None:
+        """Let ``generation`` be the one under way; another one of this thread is given up.
+
+        Raises:
+            SessionError: one is under way in another thread that is alive.
+        """
+        with self._lock:
+            other = self.under_way
+            if other is not None and other.owner != threading.get_ident() and _alive(other.owner):
+                raise SessionError(
+                    "generation: this model is generating in another thread, and its KV cache lives on its modules;"
+                    " give each thread its own copy of the model, or call sparvar.reset(model) if that generation"
+                    " was given up"
+                )
+            self.under_way = generation
+
+    def end(self, generation: Generation) -> None:
+        """All scales of ``generation``, which this thread runs, are drawn."""
+        with self._lock:
+            self.count += 1
+            self.last, self.under_way = generation, None
+        generation.release()
+
+    def give_up(self) -> None:
+        """Forget the generation under way in this thread."""
+        with self._lock:
+            if self.current is not None:
+                self.under_way = None
+
+    def reset(self) -> None:
+        """Forget the generation under way, of whichever thread."""
+        with self._lock:
+            self.under_way = None
+
+    @contextmanager
+    def method_call(self, schedule: Schedule | None) -> Iterator[Callable[[], bool]]:
+        """Around a call of the generation method that named ``schedule``; yields whether it has called a site so far.
+
+        Its generation ends with it, also after an exception, or where the model itself ends it early.
+        """
+        here = self.here
+        outer, here.declared = here.declared, schedule
+        before = here.calls
+        try:
+            yield lambda: here.calls != before
+        finally:
+            here.declared = outer
+            self.give_up()
+
+
+def _alive(identifier: int) -> bool:
+    return any(thread.ident == identifier for thread in threading.enumerate())

@@ -167,7 +167,7 @@ def generate_truncated(attachment: Attachment, plan: Plan, model: nn.Module, arg
 
 def visits(attachment: Attachment, plan: Plan, family: Family) -> Visit | None:
     """What looks at a generation of an attached model: the decision of a plan that adapts, and hooks."""
-    chooser = Chooser(plan, attachment.go_on, attachment.choices) if plan.adapt is not None else None
+    chooser = Chooser(plan, attachment.choices) if plan.adapt is not None else None
     hooks = attachment.hooks.scales_finished
     if chooser is None and not hooks:
         return None
@@ -178,7 +178,11 @@ def visits(attachment: Attachment, plan: Plan, family: Family) -> Visit | None:
 
         for hook in hooks:
             hook.scale_finished(scale, decode)
-        return chooser(scale, decode) if chooser is not None else None
+        chosen = chooser(scale, decode) if chooser is not None else None
+        if chosen is None:
+            return None
+        attachment.switch_plan(plan, chosen)
+        return chosen.drawn
 
     return visit
 

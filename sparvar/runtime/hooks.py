@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparvar.runtime.context import SiteContext
-from sparvar.runtime.generation import Session
+from sparvar.errors import SessionError, message
+from sparvar.runtime.generation import Generation, SiteContext
 
 
 class Hook:
@@ -56,16 +58,40 @@ class Hooks:
     """The hooks of an attachment, sorted by what they override: most calls find nothing to do.
 
     Attributes:
+        installed: all of them, the outermost first, as in the others.
         observer: the hook that sees dense attention, or None.
-        site_calls, graph_calls, scales_finished: hooks that override these methods, the outermost first.
+        site_calls, graph_calls, scales_finished: hooks that override these methods.
     """
 
-    def __init__(self, hooks: tuple[Hook, ...] = ()) -> None:
-        self.hooks = hooks
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sort(())
+
+    def _sort(self, hooks: tuple[Hook, ...]) -> None:
+        self.installed = hooks
         self.observer = next((hook for hook in hooks if hook.scales), None)
         self.site_calls = _overriding(hooks, "site_call")
         self.graph_calls = _overriding(hooks, "graph_call")
         self.scales_finished = _overriding(hooks, "scale_finished")
+
+    @contextmanager
+    def install(self, hook: Hook) -> Iterator[None]:
+        """Install ``hook`` until the end of the ``with`` block.
+
+        Raises:
+            SessionError: it observes attention, and another hook does already.
+        """
+        with self._lock:
+            if hook.scales and self.observer is not None:
+                raise SessionError(
+                    message("hook", "be the only one that observes attention", "a second one", "install one at a time")
+                )
+            self._sort((*self.installed, hook))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sort(tuple(each for each in self.installed if each is not hook))
 
     def site_call(self, layer: int, proceed: Callable[[], Any]) -> Any:
         """Call ``proceed`` inside all hooks."""
@@ -91,13 +117,13 @@ class SiteTimes(Hook):
 
     def __init__(self) -> None:
         self.seconds: dict[int, float] = {}
-        self._session: Session | None = None
+        self._generation: Generation | None = None
 
     def graph_call(
         self, site: SiteContext, args: Sequence[Any], kwargs: dict[str, Any], proceed: Callable[[], Any]
     ) -> Any:
-        if site.session is not self._session:
-            self._session = site.session
+        if site.generation is not self._generation:
+            self._generation = site.generation
             self.seconds = {}
         started = _now()
         out = proceed()

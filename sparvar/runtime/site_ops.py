@@ -1,4 +1,4 @@
-"""Ops that stand for attention in rewritten graphs; layer, plan and state come from the session.
+"""Ops that stand for attention in rewritten graphs; layer, plan and state come from the generation.
 
 They are single ops, and not a chain of graph nodes, because what they keep (indices, corrections)
 must not live in buffers that Inductor may reuse.
@@ -17,7 +17,7 @@ from sparvar import kernels
 from sparvar.errors import SessionError, message
 from sparvar.kernels import QueryTiles
 from sparvar.runtime.columns import Columns
-from sparvar.runtime.context import SiteContext, current
+from sparvar.runtime.generation import SiteContext, current
 from sparvar.runtime.geometry import column_map, local_windows, query_tiles
 from sparvar.scale_plans import Plan
 
@@ -29,11 +29,11 @@ def pinned_empty(query: Tensor) -> Tensor:
 
 def select(site: SiteContext, sums: Tensor) -> None:
     """Keep the top columns of ``sums`` [B, H, G, T] for every later scale that needs its own number."""
-    plan = site.session.plan
+    plan = site.generation.plan
     for target in plan.cs4a:
         wanted = plan.source_columns(target)
-        if (site.layer, wanted) not in site.session.columns:
-            site.session.columns[site.layer, wanted] = Columns(*kernels.select_columns(sums, wanted))
+        if (site.layer, wanted) not in site.generation.columns:
+            site.generation.columns[site.layer, wanted] = Columns(*kernels.select_columns(sums, wanted))
 
 
 def mapped_columns(site: SiteContext, batch: int) -> Columns:
@@ -42,8 +42,8 @@ def mapped_columns(site: SiteContext, batch: int) -> Columns:
     Raises:
         SessionError: the layer has not decided in this generation.
     """
-    plan = site.session.plan
-    source = site.session.columns.get((site.layer, plan.source_columns(site.scale)))
+    plan = site.generation.plan
+    source = site.generation.columns.get((site.layer, plan.source_columns(site.scale)))
     if source is None or plan.decision_scale is None:
         raise SessionError(
             message(
@@ -65,8 +65,8 @@ def local_columns(plan: Plan, scale: int, device: torch.device, cache: dict[int,
 
 def upsampled_delta(site: SiteContext, batch: int) -> Tensor | None:
     """Output correction (Chipmunk's delta) on the current grid, [B, H, N, D], or None when off."""
-    plan = site.session.plan
-    delta = site.session.delta.get(site.layer)
+    plan = site.generation.plan
+    delta = site.generation.delta.get(site.layer)
     if delta is None or plan.decision_scale is None:
         return None
     if delta.shape[0] == 2 * batch:
@@ -144,9 +144,9 @@ def look(
 
 
 def note_keys(site: SiteContext, query: Tensor, key: Tensor, scale: float) -> None:
-    """Let the session's compressor, if there is one, choose the keys that stay."""
-    if site.session.caches is not None:
-        site.session.caches.note(site.layer, site.scale, query, key, scale)
+    """Let the generation's compressor, if there is one, choose the keys that stay."""
+    if site.generation.caches is not None:
+        site.generation.caches.note(site.layer, site.scale, query, key, scale)
 
 
 @torch.library.custom_op("sparvar::site_decide", mutates_args=())
@@ -156,24 +156,24 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     query [B, H, N, D], key and value [B, H, T, D] to [B, H, N, D] laid out as [B, N, H, D].
     """
     site = current()
-    plan = site.session.plan
+    plan = site.generation.plan
     out, sums, entropy = look(plan, site.scale, query, key, value, scale)
-    if plan.measures_entropy(site.scale, site.layer) and site.session.reducer is not None:
-        site.session.reducer.entropy[site.layer] = entropy.float().mean((0, 1))
+    if plan.measures_entropy(site.scale, site.layer) and site.generation.reducer is not None:
+        site.generation.reducer.entropy[site.layer] = entropy.float().mean((0, 1))
     note_keys(site, query, key, scale)
     decides = plan.attention_kind(site.scale, site.layer) == "decide"
     started = time.perf_counter()
     if decides:
         select(site, sums)
-    site.session.seconds += time.perf_counter() - started
+    site.generation.seconds += time.perf_counter() - started
     if decides and plan.output_correction:
         # The share kept at the next sparse scale is what the correction makes up for.
         target = min(plan.cs4a)
         kept = max(1, round(plan.cs4a[target].budget * plan.keys(site.scale)))
         columns = kernels.select_columns(sums, kept)
         sparse = attend_columns(query, key, value, Columns(*columns), None, scale, query_tiles(plan, site.scale))
-        site.session.delta[site.layer] = out - sparse
-    site.session.ran[site.scale, site.layer] = "decide"
+        site.generation.delta[site.layer] = out - sparse
+    site.generation.ran[site.scale, site.layer] = "decide"
     return as_pinned(out)
 
 
@@ -189,21 +189,21 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     query [B, H, N, D], key and value [B, H, T, D] to [B, H, N, D] laid out as [B, N, H, D].
     """
     site = current()
-    plan = site.session.plan
+    plan = site.generation.plan
     started = time.perf_counter()
     correction = None
     if plan.layers[site.layer] == "csla":
-        columns = local_columns(plan, site.scale, query.device, site.session.local)
+        columns = local_columns(plan, site.scale, query.device, site.generation.local)
     else:
         columns = mapped_columns(site, query.shape[0])
-    if site.session.caches is not None:
-        columns = site.session.caches.translated(columns, site.scale, site.layer, query.shape[0])
+    if site.generation.caches is not None:
+        columns = site.generation.caches.translated(columns, site.scale, site.layer, query.shape[0])
         note_keys(site, query, key, scale)
-    site.session.seconds += time.perf_counter() - started
+    site.generation.seconds += time.perf_counter() - started
     if plan.layers[site.layer] != "csla":
         correction = upsampled_delta(site, query.shape[0])
     out = attend_columns(query, key, value, columns, correction, scale, query_tiles(plan, site.scale))
-    site.session.ran[site.scale, site.layer] = "sparse"
+    site.generation.ran[site.scale, site.layer] = "sparse"
     return as_pinned(out)
 
 
@@ -214,17 +214,17 @@ def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 @torch.library.custom_op("sparvar::site_observe", mutates_args=())
 def site_observe(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Dense attention that the session's observer sees and returns, [B, H, N, D] laid out as [B, N, H, D].
+    """Dense attention that the generation's observer sees and returns, [B, H, N, D] laid out as [B, N, H, D].
 
     Raises:
-        SessionError: the session has no observer.
+        SessionError: the generation has no observer.
     """
     site = current()
-    observer = site.session.observer
+    observer = site.generation.observer
     if observer is None:
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have an observer", "none"))
     out = observer.attention(site, query, key, value, scale)
-    site.session.ran[site.scale, site.layer] = "observe"
+    site.generation.ran[site.scale, site.layer] = "observe"
     return as_pinned(out)
 
 

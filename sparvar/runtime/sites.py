@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from sparvar.scale_plans import Plan
+
 
 @dataclass(frozen=True)
 class Site:
@@ -45,14 +47,48 @@ class Around:
 
 
 class Graphs(Protocol):
-    """Compiled forwards of one class of site for one schedule; made by the backend, which alone knows how."""
+    """Compiled forwards of one class of site for one schedule."""
 
     def compiled(self, kind: str, scale: int, lengths: tuple[int, int] | None = None) -> Callable[..., Any]:
-        """The compiled forward of a kind at a scale; ``lengths`` of a compressed cache, see `Session.lengths`."""
+        """The compiled forward of a kind at a scale; ``lengths`` of a compressed cache, see `Generation.lengths`."""
         ...
 
     @property
-    def reports(self) -> Sequence[Any]: ...
+    def reports(self) -> Sequence[Any]:
+        """What the passes did to every graph so far."""
+        ...
 
     def check_recompile_limit(self, variant: object) -> None:
-        """Raise before a run whose graphs would not all be kept."""
+        """Raise `CaptureError` before a run whose graphs would not all be kept."""
+
+
+class CompiledSites(Protocol):
+    """The sites of a model and the graphs that run in their place; the compiler makes it, which alone knows how."""
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """The modules that are wrapped, in order of execution."""
+        ...
+
+    @property
+    def around(self) -> Sequence[Around]:
+        """The block of every site, where a plan leaves tokens or rows out and the sites are not the blocks."""
+        ...
+
+    def graphs_of(self, plan: Plan) -> Graphs:
+        """The graphs of a plan's schedule; nothing is compiled yet."""
+        ...
+
+    def fall_back_to_attention(self) -> CompiledSites | None:
+        """The attention modules alone, for blocks that are not one graph; None where what to compile was said.
+
+        Nothing of the model is wrapped at the time.
+        """
+        ...
+
+    def unwrap_error(self, error: BaseException) -> BaseException:
+        """The error of ours inside one that the compiler raised, or that one."""
+        ...
+
+
+__all__ = ["Around", "CompiledSites", "Graphs", "Site"]

@@ -93,7 +93,7 @@ def _check(draft: Call, refine: Call, handover: int) -> None:
     for call in (draft, refine):
         attachment = attachment_of(call.family.model)
         if attachment is not None and attachment.enabled:
-            plan = attachment.choose(call.family.schedule)[0]
+            plan = attachment.choose(call.family.schedule).plan
             check_schedule(call.family, plan)
             if call is refine and plan.drawn < handover:
                 must = f"draw at least scale {handover}, the last of the large model"
@@ -106,7 +106,7 @@ def _text(schedule: Any) -> str:
 
 @contextmanager
 def _running(call: Call) -> Iterator[None]:
-    """A generation of the call's model, whose caches are on; its session ends with it."""
+    """A generation of the call's model, whose caches are on; its generation ends with it."""
     family = call.family
     family.partial = True
     attachment = attachment_of(family.model)
@@ -147,7 +147,7 @@ def _refine(draft: Call, refine: Call, handover: int, seen: Mapping[int, State])
     attachment = attachment_of(family.model)
     last, visit = len(family.schedule), None
     if attachment is not None and attachment.enabled:
-        plan = attachment.choose(family.schedule)[0]
+        plan = attachment.choose(family.schedule).plan
         last, visit = plan.drawn, visits(attachment, plan, family)
 
     def at_least_drafted(scale: int, state: State) -> int | None:

@@ -46,7 +46,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ("kernels/b.py", "def f():\n    from ..scale_plans import a", "b.py:2: sparvar.kernels may import"),
         ("kernels/__init__.py", "from ..scale_plans import a", "got sparvar.scale_plans.a; kernels know"),
         ("runtime/c.py", "from sparvar import passes", "got sparvar.passes; the runtime runs plans"),
-        ("passes/d.py", "from sparvar.runtime.generation import Session", "state of a generation belongs to runtime/"),
+        ("passes/d.py", "from sparvar.runtime.generation import current", "state of a generation belongs to runtime/"),
         ("passes/d.py", "import sparvar", "got sparvar; passes rewrite graphs"),
         ("tools/e.py", "from sparvar.kernels.common.checks import x", "got sparvar.kernels.common.checks; tools use"),
         ("tools/e.py", "from sparvar.backend import x", "got sparvar.backend; tools use the public API"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import sparvar
 from sparvar.backend import attachment_of
 from sparvar.compiler.compiled_sites import site_graphs
+from sparvar.runtime import Hook, SiteContext
 from tests.tiny import SIDES, dense_changes, full_window_changes, generate, tiny_model, tiny_plan
 
 EAGER = {"inner": "eager"}
@@ -179,6 +181,60 @@ def test_one_model_in_two_threads_is_refused_and_the_first_goes_on() -> None:
     images = generate(model, on_scale=intrude)
     assert len(raised) == 1 and "another thread" in str(raised[0])
     assert torch.equal(images, expected)
+
+
+def test_a_second_thread_is_refused_while_the_first_call_runs() -> None:
+    model = attached()
+    expected = generate(model)
+    raised: list[BaseException] = []
+
+    class Intrude(Hook):
+        def graph_call(
+            self, site: SiteContext, args: Sequence[Any], kwargs: dict[str, Any], proceed: Callable[[], Any]
+        ) -> Any:
+            if (site.scale, site.layer) == (1, 0):
+                thread = threading.Thread(target=other)
+                thread.start()
+                thread.join()
+            return proceed()
+
+    found = attachment_of(model)
+    assert found is not None
+    block: Any = found.sites[0].module
+
+    def other() -> None:
+        try:
+            with torch.inference_mode():
+                block.forward(torch.zeros(4, 1, 128), torch.zeros(4, 6, 128), model.rope(0))  # type: ignore[operator]
+        except sparvar.SessionError as error:
+            raised.append(error)
+
+    with found.hooked(Intrude()):
+        images = generate(model)
+    assert len(raised) == 1 and "another thread" in str(raised[0])
+    assert torch.equal(images, expected)
+
+
+def test_a_generation_whose_first_call_fails_does_not_keep_other_threads_out() -> None:
+    model = attached()
+    expected = generate(model)
+
+    class Fails(Hook):
+        def graph_call(
+            self, site: SiteContext, args: Sequence[Any], kwargs: dict[str, Any], proceed: Callable[[], Any]
+        ) -> Any:
+            raise ZeroDivisionError
+
+    found = attachment_of(model)
+    assert found is not None
+    block: Any = found.sites[0].module
+    with found.hooked(Fails()), torch.inference_mode(), pytest.raises(ZeroDivisionError):
+        block.forward(torch.zeros(4, 1, 128), torch.zeros(4, 6, 128), model.rope(0))  # type: ignore[operator]
+    images: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: images.append(generate(model)))
+    thread.start()
+    thread.join()
+    assert torch.equal(images[0], expected)
 
 
 def test_detach_gives_the_model_back(expected: torch.Tensor) -> None:

@@ -169,6 +169,6 @@ def test_rows_without_guidance_are_not_dropped(model: LandscapeVAR) -> None:
             model.generate(["mountain", "sea"], seed=1, cfg=1.0)
         with pytest.raises(SessionError, match="must be a conditional and an unconditional half"):
             model.generate(["mountain"], seed=1, cfg=1.0)
-        assert model.generate(["mountain"], seed=1).isfinite().all()  # the session before was given up
+        assert model.generate(["mountain"], seed=1).isfinite().all()  # the generation before was given up
     finally:
         sparvar.detach(model)

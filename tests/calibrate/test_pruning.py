@@ -20,7 +20,7 @@ from sparvar.calibrate.measure.prunable import classify, map_ratio, otsu, reacha
 from sparvar.calibrate.measure.pruning import SHARES, PruningSums, representative_scale
 from sparvar.errors import SparvarError
 from sparvar.kernels import attention_stats
-from sparvar.runtime.context import SiteContext
+from sparvar.runtime.generation import SiteContext
 from sparvar.runtime.hooks import Hook
 from sparvar.scale_plans import ModelInfo, Plan, Thresholds, dense_plan, keep_count, start_scale
 from tests.tiny import dense_changes, generate, tiny_model, tiny_plan

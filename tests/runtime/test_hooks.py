@@ -114,7 +114,7 @@ def test_hooks_go_after_an_error(model: Any) -> None:
     expected = draw(model)
     with pytest.raises(ZeroDivisionError), bond(model).hooked(Fails()):
         draw(model)
-    assert not bond(model).hooks.hooks
+    assert not bond(model).hooks.installed
     assert torch.equal(draw(model), expected)
 
 
@@ -123,7 +123,7 @@ def test_only_one_observes(model: Any) -> None:
         reason = "hook: must be the only one that observes attention, got a second one"
         with pytest.raises(sparvar.SessionError, match=reason), bond(model).hooked(Watch()):
             pass
-        assert len(bond(model).hooks.hooks) == 1
+        assert len(bond(model).hooks.installed) == 1
 
 
 def test_paused_runs_dense_and_unseen(model: Any) -> None:

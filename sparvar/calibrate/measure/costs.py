@@ -19,8 +19,7 @@ from sparvar import kernels
 from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.calibrate.measure.cache import cache_file, device_text
 from sparvar.runtime.columns import Columns
-from sparvar.runtime.context import SiteContext
-from sparvar.runtime.generation import Session
+from sparvar.runtime.generation import Generation, SiteContext
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan
@@ -155,15 +154,15 @@ def measure(base: Plan, space: Space, rows: int, device: torch.device, dtype: to
             budgets = tuple((target, budget) for target in range(decision + 1, base.scales + 1))
             choice = Choice(("cs4a",) * len(base.layers), setting, decision, budgets=budgets)
             sparse = plan_of(base, space, choice)
-            context = SiteContext(Session.start(sparse, {}, _refuse), 0, scale)
+            context = SiteContext(Generation.start(sparse, {}, _refuse), 0, scale)
             wanted = sparse.source_columns(scale)
-            context.session.columns[0, wanted] = Columns(*kernels.select_columns(decided, wanted))
+            context.generation.columns[0, wanted] = Columns(*kernels.select_columns(decided, wanted))
             columns = mapped_columns(context, rows)
             kept = float(columns.counts.double().mean()) / base.keys(scale)
             attend = partial(attend_columns, query, key, value, columns, None, factor, tiles)
             points.append((kept, _seconds(attend, device)))
             table.mapping[scale] = _seconds(partial(mapped_columns, context, rows), device)
-            context.session.delta[0] = random(base.tokens(decision))
+            context.generation.delta[0] = random(base.tokens(decision))
             table.correction[scale] = _seconds(partial(upsampled_delta, context, rows), device)
         table.sparse[scale] = _line(points)
     return table

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.candidates.base_plan import base_plan
 from sparvar.models.subject import Subject
-from sparvar.runtime.context import SiteContext
+from sparvar.runtime.generation import SiteContext
 from sparvar.runtime.hooks import Hook
 from sparvar.runtime.kv_compression.key_scores import observation_queries, weights_of
 from sparvar.scale_plans import Plan

@@ -26,8 +26,7 @@ from sparvar.calibrate.candidates.space import Choice, Space, plan_of
 from sparvar.calibrate.measure.pruning import PruningSums, add_values
 from sparvar.errors import SparvarError, message
 from sparvar.runtime.columns import Columns
-from sparvar.runtime.context import SiteContext
-from sparvar.runtime.generation import Session
+from sparvar.runtime.generation import Generation, SiteContext
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.hooks import Hook
 from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped_columns, upsampled_delta
@@ -154,8 +153,8 @@ class Observer(Hook):
                     wanted = plan.source_columns(site.scale)
                     if wanted not in chosen:
                         chosen[wanted] = Columns(*kernels.select_columns(self._sums[site.layer, decision], wanted))
-                    context = SiteContext(_candidate_session(plan), site.layer, site.scale)
-                    context.session.columns[site.layer, wanted] = chosen[wanted]
+                    context = SiteContext(_candidate_generation(plan), site.layer, site.scale)
+                    context.generation.columns[site.layer, wanted] = chosen[wanted]
                     columns = mapped_columns(context, view.query.shape[0])
                     candidate = ColumnCandidate(decision, setting, budget)
                     sparse = view.measure(candidate, columns, plan.tile)
@@ -163,7 +162,7 @@ class Observer(Hook):
                         if site.scale == decision + 1 and first != budget:
                             continue  # the correction is made with the first sparse scale's own budget
                         if first not in grown:
-                            context.session.delta[site.layer] = self._delta[site.layer, decision, first].to(
+                            context.generation.delta[site.layer] = self._delta[site.layer, decision, first].to(
                                 view.out.dtype
                             )
                             delta = upsampled_delta(context, view.query.shape[0])
@@ -273,11 +272,11 @@ def mass_on(columns: Columns, mass: Tensor) -> Tensor:
     return mass.gather(-1, at).mul_(inside).sum(-1)
 
 
-def _candidate_session(plan: Plan) -> Session:
+def _candidate_generation(plan: Plan) -> Generation:
     def refuse(kind: str, scale: int) -> Any:
-        raise AssertionError("a candidate's session compiles nothing")
+        raise AssertionError("a candidate's generation compiles nothing")
 
-    return Session.start(plan, {}, refuse)
+    return Generation.start(plan, {}, refuse)
 
 
 def _energy(tensor: Tensor) -> list[float]:

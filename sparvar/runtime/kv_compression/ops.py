@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparvar.errors import SessionError, message
-from sparvar.runtime.context import current
+from sparvar.runtime.generation import current
 from sparvar.runtime.site_ops import as_pinned, note_keys, pinned_empty
 
 
@@ -21,11 +21,11 @@ def site_score(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tenso
         SessionError: the plan compresses no cache.
     """
     site = current()
-    if site.session.caches is None:
+    if site.generation.caches is None:
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have a cache to compress", "none"))
     note_keys(site, query, key, scale)
     out = F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
-    site.session.ran[site.scale, site.layer] = "score"
+    site.generation.ran[site.scale, site.layer] = "score"
     return as_pinned(out)
 
 

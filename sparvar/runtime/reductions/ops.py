@@ -16,7 +16,7 @@ from sparvar import kernels
 from sparvar.errors import SessionError, message
 from sparvar.kernels.column_sparse_rows.portable import filtered
 from sparvar.runtime.columns import Columns
-from sparvar.runtime.context import SiteContext, current
+from sparvar.runtime.generation import SiteContext, current
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.reductions.reducer import Kept, Reducer
 from sparvar.runtime.site_ops import (
@@ -31,7 +31,7 @@ from sparvar.runtime.site_ops import (
 
 
 def _reducer(site: SiteContext) -> Reducer:
-    reducer = site.session.reducer
+    reducer = site.generation.reducer
     if reducer is None:
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "leave tokens out", "a plan without"))
     return reducer
@@ -59,20 +59,20 @@ def _(new: Tensor, tokens: int, dim: int) -> Tensor:
 
 def _columns(site: SiteContext, query: Tensor) -> tuple[Columns, Tensor | None]:
     """Lists of a sparse layer in whole places, and its output correction [B, H, N, D]."""
-    session = site.session
+    generation = site.generation
     started = time.perf_counter()
-    if session.plan.layers[site.layer] == "csla":
-        found = local_columns(session.plan, site.scale, query.device, session.local), None
+    if generation.plan.layers[site.layer] == "csla":
+        found = local_columns(generation.plan, site.scale, query.device, generation.local), None
     else:
         found = mapped_columns(site, query.shape[0]), upsampled_delta(site, query.shape[0])  # type: ignore[assignment]
-    session.seconds += time.perf_counter() - started
+    generation.seconds += time.perf_counter() - started
     return found
 
 
 def _sparse(
     site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float, kept: Kept | None, alive: Tensor
 ) -> Tensor:
-    plan = site.session.plan
+    plan = site.generation.plan
     columns, correction = _columns(site, query)
     if kept is None:
         lists = Columns(*filtered(columns, alive))
@@ -105,14 +105,14 @@ def site_pruned(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     alive = reducer.alive.get(number)
     if alive is None:
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have chosen its tokens", "none"))
-    if site.session.plan.attention_kind(site.scale, site.layer) == "sparse":
+    if site.generation.plan.attention_kind(site.scale, site.layer) == "sparse":
         out = _sparse(site, query, key, value, scale, reducer.kept, alive[:keys])
     else:
         places = reducer.places(number, site.scale)
         have = key.index_select(2, places), value.index_select(2, places)
         grouped = query.shape[1] != key.shape[1]
         out = F.scaled_dot_product_attention(query, *have, scale=scale, enable_gqa=grouped)
-    site.session.ran[site.scale, site.layer] = "pruned"
+    site.generation.ran[site.scale, site.layer] = "pruned"
     return as_pinned(out)
 
 

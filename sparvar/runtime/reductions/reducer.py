@@ -332,7 +332,7 @@ class Reducer:
         assert guidance is not None
         if guidance.fill == "copy":
             return work
-        assert self._guidance is not None  # the scale before has been drawn, or the session had refused this one
+        assert self._guidance is not None  # the scale before has been drawn, or the generation had refused this one
         source = self.plan.grid(guidance.conditional_from - 1)
         return work - enlarge(self._guidance, source, self.plan.grid(scale))
 

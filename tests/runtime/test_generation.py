@@ -1,4 +1,4 @@
-"""Session state: the order of scales, rows of a batch, and ops outside of a generation."""
+"""The state of a generation: the order of scales, rows of a batch, and ops outside of a generation."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import pytest
 import torch
 
 from sparvar.errors import SessionError
-from sparvar.runtime import Columns, Session, SiteContext, active, current, enter, leave, site_sparse
+from sparvar.runtime import Columns, Generation, SiteContext, active, current, enter, leave, site_sparse
 from tests.tiny import tiny_model, tiny_plan
 
 
-def session() -> Session:
-    return Session.start(tiny_plan(tiny_model()), {}, lambda kind, scale: abs)
+def begun() -> Generation:
+    return Generation.start(tiny_plan(tiny_model()), {}, lambda kind, scale: abs)
 
 
 def test_scales_follow_the_schedule_layer_by_layer() -> None:
-    state = session()
+    state = begun()
     assert state.scale_of(0, 1) == 1
     state.calls[0] = 1
     assert state.scale_of(1, 1) == 1
-    assert state.running and not state.finished
+    assert state.started and not state.finished
 
 
 def test_layers_out_of_order() -> None:
     with pytest.raises(SessionError, match="layer 1: must run scale 1 after layer 0 has, got the layers in another"):
-        session().scale_of(1, 1)
+        begun().scale_of(1, 1)
 
 
 def test_more_scales_than_planned() -> None:
-    state = session()
+    state = begun()
     state.calls[0] = 6
     with pytest.raises(SessionError, match="start a new generation after scale 6, the plan's last, got 81 more tokens"):
         state.scale_of(0, 81)
@@ -58,7 +58,7 @@ def test_site_op_outside_of_a_generation() -> None:
 
 
 def test_sparse_site_without_a_decision() -> None:
-    previous = enter(SiteContext(session(), layer=1, scale=5))
+    previous = enter(SiteContext(begun(), layer=1, scale=5))
     q = torch.zeros(1, 2, 36, 64)
     try:
         with pytest.raises(
