@@ -12,7 +12,7 @@ from sparvar.compiler.compiled_sites import SiteGraphs, site_graphs, unwrap_erro
 from sparvar.compiler.select_sites import blocks_around, select_sites
 from sparvar.errors import PlanError
 from sparvar.options import Options
-from sparvar.runtime.sites import Around, Site
+from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan, PlanSet
 
 
@@ -33,7 +33,7 @@ class ModelSites:
     plans: PlanSet
     options: Options
     sites: list[Site]
-    around: list[Around]
+    around: list[Site]
     forward: Callable[..., Any]
 
     @classmethod

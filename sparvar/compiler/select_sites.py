@@ -9,7 +9,7 @@ from torch import nn
 from sparvar.compiler.find_sites import Candidate, find_candidates, prepare_tracing
 from sparvar.errors import CaptureError, OptionError, PlanError, message
 from sparvar.models.call_arguments import parameters_of
-from sparvar.runtime.sites import Around, Site
+from sparvar.runtime.sites import Site
 from sparvar.scale_plans import PlanSet
 
 
@@ -60,7 +60,7 @@ def select_sites(model: nn.Module, plans: PlanSet, grain: str) -> list[Site]:
     return sites
 
 
-def blocks_around(model: nn.Module, plans: PlanSet, sites: Sequence[Site]) -> list[Around]:
+def blocks_around(model: nn.Module, plans: PlanSet, sites: Sequence[Site]) -> list[Site]:
     """The blocks that plans reduce, where the sites are the attention modules alone; none where they are the blocks.
 
     Raises:
@@ -74,12 +74,15 @@ def blocks_around(model: nn.Module, plans: PlanSet, sites: Sequence[Site]) -> li
     if alone:
         must = "be in a block of their own where a plan leaves out tokens or rows"
         raise PlanError(message(f"site {', '.join(alone[:3])}", must, "none, or one shared with another site"))
-    blocks = [model.get_submodule(name) for name in names if name is not None]
-    return [Around(block, type(block).forward, parameters_of(block.forward)) for block in blocks]
+    return [_wrapped(model, site.name, name) for site, name in zip(sites, names, strict=True) if name is not None]
 
 
 def _site(model: nn.Module, candidate: Candidate, whole_block: bool) -> Site:
     wrapped = candidate.block if whole_block and candidate.block is not None else candidate.name
+    prepare_tracing(model.get_submodule(wrapped), candidate.module)
+    return _wrapped(model, candidate.name, wrapped)
+
+
+def _wrapped(model: nn.Module, name: str, wrapped: str) -> Site:
     module = model.get_submodule(wrapped)
-    prepare_tracing(module, candidate.module)
-    return Site(candidate.name, module, wrapped, type(module).forward, parameters_of(module.forward))
+    return Site(name, module, wrapped, type(module).forward, parameters_of(module.forward))

@@ -20,7 +20,7 @@ from sparvar.passes import GraphContext
 from sparvar.runtime.attaching import attach, detach
 from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.generation import Generation, current
-from sparvar.runtime.sites import Around, Site
+from sparvar.runtime.sites import Site
 from sparvar.scale_plans import Plan, PlanSet
 
 
@@ -67,7 +67,7 @@ class Recorder:
         activations: sources of tensors that differ between generations; their values are not kept.
     """
 
-    around: Sequence[Around] = ()
+    around: Sequence[Site] = ()
 
     def __init__(self, sites: Sequence[Site], weights: dict[int, str], activations: Sequence[str]) -> None:
         self.sites, self.names, self.activations = sites, weights, set(activations)

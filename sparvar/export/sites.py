@@ -11,7 +11,7 @@ from torch import Tensor
 from sparvar import kernels
 from sparvar.runtime.columns import Columns
 from sparvar.runtime.geometry import column_map, local_windows, query_tiles
-from sparvar.runtime.site_ops import as_pinned, attend_columns, grow_delta, look
+from sparvar.runtime.site_ops import attend_columns, attention_with_stats, grow_delta, to_bnhd_layout
 from sparvar.scale_plans import Plan
 
 KINDS = ("dense", "decide", "cs4a", "csla")
@@ -121,9 +121,9 @@ def _decide(plan: Plan, scale: int, softmax_scale: float) -> SiteFunction:
             listed = Columns(columns, counts)
             return attend_columns(query, key, value, listed, None, softmax_scale, query_tiles(plan, scale))
 
-        out, sums, _ = look(plan, scale, query, key, value, softmax_scale)
+        out, sums, _ = attention_with_stats(plan, scale, query, key, value, softmax_scale)
         given = decided(plan, scale, out, sums, kernels.select_columns, attend)
-        return (as_pinned(out), *given)
+        return (to_bnhd_layout(out), *given)
 
     return decide
 

@@ -15,7 +15,6 @@ from sparvar.kernels.common.torch_compat import original_module
 from sparvar.models.call_arguments import GENERATION_METHODS, bound_arguments, declared_schedule, parameters_of
 from sparvar.runtime.attachment import Attachment
 from sparvar.runtime.generation_loop import generate_truncated
-from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, Schedule
 
 _ATTRIBUTE = "_sparvar_attachment"
@@ -24,7 +23,7 @@ _ATTRIBUTE = "_sparvar_attachment"
 def attach(model: nn.Module, attachment: Attachment) -> None:
     """Put ``attachment`` on ``model``: its sites' forwards and generation methods go through it from now on."""
     detach(model)
-    put_wrappers(attachment)
+    attachment.wrap()
     for name in GENERATION_METHODS:
         method = getattr(type(model), name, None)
         if isinstance(method, types.FunctionType) and not inspect.isgeneratorfunction(inspect.unwrap(method)):
@@ -73,7 +72,7 @@ def detach(model: nn.Module) -> None:
     inner = original_module(model)
     attachment = inner.__dict__.pop(_ATTRIBUTE, None)
     if attachment is not None:
-        remove_wrappers(attachment)
+        attachment.unwrap()
         for name in GENERATION_METHODS:
             inner.__dict__.pop(name, None)
         kv_release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -18,7 +18,6 @@ from sparvar.runtime.generation import Generation, Generations, SiteContext, ent
 from sparvar.runtime.hooks import Hook, Hooks
 from sparvar.runtime.router import LeftAlone, Prepared, Router
 from sparvar.runtime.sites import CompiledSites, Site
-from sparvar.runtime.wrappers import put_wrappers, remove_wrappers
 from sparvar.scale_plans import Plan, PlanSet, Schedule
 
 
@@ -157,6 +156,28 @@ class Attachment:
         if generation.finished:
             self._generations.end(generation)
 
+    def wrap(self) -> None:
+        """Let calls of the sites, and of the blocks around them, go through here."""
+        for layer, site in enumerate(self.sites):
+            site.module.forward = self._forward(layer, self.call, self.hooks)
+        for layer, block in enumerate(self.around):
+            block.module.forward = self._forward(layer, self.call_around, Hooks())
+
+    def unwrap(self) -> None:
+        """Give the modules their own forwards back."""
+        for site in (*self.sites, *self.around):
+            site.module.__dict__.pop("forward", None)
+
+    @staticmethod
+    def _forward(layer: int, call: Callable[..., Any], hooks: Hooks) -> Callable[..., Any]:
+        @torch.compiler.disable
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if hooks.site_calls:
+                return hooks.site_call(layer, functools.partial(call, layer, *args, **kwargs))
+            return call(layer, *args, **kwargs)
+
+        return forward
+
     def call(self, layer: int, *args: Any, **kwargs: Any) -> Any:
         """Run site ``layer`` (0-based) on the arguments of its module's forward."""
         site = self.sites[layer]
@@ -167,19 +188,20 @@ class Attachment:
             self.left_alone[site.name] = "called with gradients enabled: training is left alone"
             return site.forward(site.module, *args, **kwargs)
         try:
-            generation, scale = self._router.locate(layer, args, kwargs)
+            generation, scale = self._router.locate(site, layer, args, kwargs)
         except LeftAlone as reason:
             self._leave_alone(site, reason)
             return site.forward(site.module, *args, **kwargs)
         reducer = None if self.around else generation.reducer
-        given = args, kwargs
+        given_args, given_kwargs = args, kwargs
         if reducer is not None:
-            args, kwargs = reducer.before(site.module, layer, scale, args, kwargs)
+            args, kwargs = reducer.reduce_call(site.module, layer, scale, args, kwargs)
+        kind = generation.kinds[scale][layer]
         context = SiteContext(generation, layer, scale)
         previous = enter(context)
         try:
             run = self._run_hooked if self.hooks.graph_calls else self._run
-            out = run(context, site, args, kwargs)
+            out = run(context, site, kind, args, kwargs)
         except BaseException as error:
             if not isinstance(error, GraphBreakError) or not self._fall_back_to_attention(site, error):
                 if not generation.started:
@@ -189,17 +211,15 @@ class Attachment:
         finally:
             leave(previous)
         if out is _NOT_RUN:
-            args, kwargs = given
-            return site.module.forward(*args, **kwargs)  # the site is its attention now
-        kind = generation.kinds[scale][layer]
+            return site.module.forward(*given_args, **given_kwargs)  # the site is its attention now
         ran = generation.ran.get((scale, layer), "dense")
         if ran != kind:
             self._differs(site, scale, kind, ran)
         if generation.caches is not None:
-            generation.caches.after(site.module, layer, scale, args, kwargs)
+            generation.caches.compact_caches(site.module, layer, scale, args, kwargs)
         generation.calls[layer] = scale
         if reducer is not None:
-            out = reducer.after(layer, scale, out)
+            out = reducer.restore_output(layer, scale, out)
         # A generation that is reduced around its sites ends behind the last block.
         if layer == self._last_layer and reducer is generation.reducer and generation.finished:
             self._generations.end(generation)
@@ -211,26 +231,25 @@ class Attachment:
         if self._paused or torch.is_grad_enabled():
             return block.forward(block.module, *args, **kwargs)
         try:
-            generation, scale = self._router.locate(layer, args, kwargs)
+            generation, scale = self._router.locate(block, layer, args, kwargs)
         except LeftAlone:
             return block.forward(block.module, *args, **kwargs)
         reducer = generation.reducer
         if reducer is None:
             return block.forward(block.module, *args, **kwargs)
-        args, kwargs = reducer.before(block.module, layer, scale, args, kwargs)
-        out = reducer.after(layer, scale, block.forward(block.module, *args, **kwargs))
+        args, kwargs = reducer.reduce_call(block.module, layer, scale, args, kwargs)
+        out = reducer.restore_output(layer, scale, block.forward(block.module, *args, **kwargs))
         if layer == self._last_layer and generation.finished:
             self._generations.end(generation)
         return out
 
-    def _run(self, context: SiteContext, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, context: SiteContext, site: Site, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         generation, layer, scale = context
         # Outputs of modules that were compiled by the model's own code carry dynamic-shape marks; a
         # detached tensor does not.
         args = tuple([arg.detach() if isinstance(arg, Tensor) else arg for arg in args])
         if kwargs:
             kwargs = {name: arg.detach() if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
-        kind = generation.kinds[scale][layer]
         try:
             if generation.caches is None:
                 return generation.compiled(kind, scale)(site.module, *args, **kwargs)
@@ -244,8 +263,10 @@ class Attachment:
                 raise
             raise cause from None
 
-    def _run_hooked(self, context: SiteContext, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        proceed = functools.partial(self._run, context, site, args, kwargs)
+    def _run_hooked(
+        self, context: SiteContext, site: Site, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        proceed = functools.partial(self._run, context, site, kind, args, kwargs)
         return self.hooks.graph_call(context, args, kwargs, proceed)
 
     def _fall_back_to_attention(self, site: Site, error: GraphBreakError) -> bool:
@@ -255,13 +276,13 @@ class Attachment:
         """
         if site.wrapped == site.name:
             return False
-        remove_wrappers(self)
+        self.unwrap()
         found = self._compiled.fall_back_to_attention()
         if found is not None:
             self._router.use(found)
             self._use(found)
             self.notes.append(f"attention is compiled without its block, which is not one graph: {error}")
-        put_wrappers(self)
+        self.wrap()
         return found is not None
 
     def _leave_alone(self, site: Site, reason: LeftAlone) -> None:

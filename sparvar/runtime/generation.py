@@ -36,12 +36,13 @@ class Generation:
 
     Attributes:
         plan: what runs where.
+        local: column lists of CSLA per scale, shared by layers and generations.
         compiled: gives the compiled forward of a site for a kind, a scale and, where caches are compressed, lengths.
-        calls: scales finished, per layer.
-        begin: what ``calls`` starts from: -1 where the model runs the prefix in a call of its own, as scale 0.
+        prefix_alone: the model runs the prefix in a call of its own, as scale 0 (HART); else it comes with scale 1.
+        first: the first scale: 0 where the prefix has a call of its own, else 1.
+        calls: the last scale that is finished, per layer.
         columns: selected source columns per (layer, number of columns).
         delta: output correction per layer, [B, H, N_S, D].
-        local: column lists of CSLA per scale, shared by layers.
         ran: kind that really ran, per (scale, layer).
         owner: thread identifier.
         kinds: what the plan says per scale, from 0 (the prefix alone), and layer.
@@ -53,32 +54,19 @@ class Generation:
     """
 
     plan: Plan
-    calls: list[int]
+    local: dict[int, Columns]
     compiled: Callable[..., Callable[..., Any]]
-    begin: int = 0
+    prefix_alone: bool = False
+    observer: Observer | None = None
     columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
     delta: dict[int, Tensor] = field(default_factory=dict)
-    local: dict[int, Columns] = field(default_factory=dict)
     ran: dict[tuple[int, int], str] = field(default_factory=dict)
     owner: int = field(default_factory=threading.get_ident)
     seconds: float = 0.0
-    observer: Observer | None = None
-
-    @classmethod
-    def start(
-        cls,
-        plan: Plan,
-        local: dict[int, Columns],
-        compiled: Callable[..., Callable[..., Any]],
-        prefix_alone: bool = False,
-        observer: Observer | None = None,
-    ) -> Generation:
-        """A generation at its beginning; ``prefix_alone`` where a call with the prefix alone comes before scale 1."""
-        begin = -1 if prefix_alone else 0
-        calls = [begin] * len(plan.layers)
-        return cls(plan=plan, calls=calls, compiled=compiled, begin=begin, local=local, observer=observer)
 
     def __post_init__(self) -> None:
+        self.first = 0 if self.prefix_alone else 1
+        self.calls = [self.first - 1] * len(self.plan.layers)
         # Read at every call of every layer: tables, not the plan's checked accessors.
         scales = range(1, len(self.plan.schedule) + 1)
         layers = range(len(self.plan.layers))
@@ -97,18 +85,13 @@ class Generation:
             self.reducer.plan = plan
 
     @property
-    def prefix_alone(self) -> bool:
-        """Whether the prefix has a call of its own (HART) and does not come with scale 1."""
-        return self.begin < 0
-
-    @property
     def finished(self) -> bool:
         return all(count == self.plan.drawn for count in self.calls)
 
     @property
     def started(self) -> bool:
         """Whether a layer has run."""
-        return any(count > self.begin for count in self.calls)
+        return any(count >= self.first for count in self.calls)
 
     def tokens(self, scale: int) -> int:
         """Tokens of the call for ``scale``: the grid's, with the prefix where it comes along; 0 is the prefix alone."""
@@ -133,14 +116,14 @@ class Generation:
             return self.keys(scale), self.keys(len(self.plan.schedule))
         return self.caches.lengths(scale, layer)
 
-    def follows(self, layer: int, tokens: int, index: object) -> bool:
+    def is_next_call(self, layer: int, tokens: int, index: object) -> bool:
         """Whether a call with ``tokens`` is plainly the next one; ``index`` is the 0-based scale it names, or None.
 
         False leaves the decision to those who look closer: the first call, a new generation, a call out of step.
         """
         done = self.calls[layer]
         if layer == 0:
-            plain = done >= 1 and (index is None or index == done) and tokens != self.sizes[self.begin + 1]
+            plain = done >= 1 and (index is None or index == done) and tokens != self.sizes[self.first]
         else:
             plain = self.calls[layer - 1] == done + 1
         if not plain or done + 1 > self.plan.drawn:

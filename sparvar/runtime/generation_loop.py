@@ -153,7 +153,7 @@ def check_schedule(family: Family, plan: Plan) -> None:
 
 
 def generate_truncated(attachment: Attachment, plan: Plan, model: nn.Module, arguments: Mapping[str, Any]) -> Any:
-    """What the model's own generation method returns where the plan does not draw all scales.
+    """What the model's own generation method returns, drawn scale by scale: the plan may end before the last scale.
 
     Raises:
         CaptureError: the model is of no family, or the plan is for another schedule.
@@ -162,10 +162,10 @@ def generate_truncated(attachment: Attachment, plan: Plan, model: nn.Module, arg
     call = call_for(model, arguments, f"plan {plan.name} skips scales, which the model's own loop cannot do")
     check_schedule(call.family, plan)
     with call.grad_mode():
-        return call.result(draw_images(call, plan.drawn, visits(attachment, plan, call.family)))
+        return call.result(draw_images(call, plan.drawn, scale_visitor(attachment, plan, call.family)))
 
 
-def visits(attachment: Attachment, plan: Plan, family: Family) -> Visit | None:
+def scale_visitor(attachment: Attachment, plan: Plan, family: Family) -> Visit | None:
     """What looks at a generation of an attached model: the decision of a plan that adapts, and hooks."""
     chooser = Chooser(plan, attachment.choices) if plan.adapt is not None else None
     hooks = attachment.hooks.scales_finished
@@ -197,6 +197,6 @@ __all__ = [
     "generate_truncated",
     "run_family",
     "run_scales",
+    "scale_visitor",
     "through_blocks",
-    "visits",
 ]

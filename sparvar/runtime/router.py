@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparvar.errors import CaptureError, SessionError, message
-from sparvar.models.call_arguments import (
-    SCALE_ARGUMENT,
-    SCHEDULE_ARGUMENTS,
-    SUBSET_ARGUMENTS,
-    bound_arguments,
-    declared_schedule,
-)
+from sparvar.models.call_arguments import SCALE_ARGUMENT, SUBSET_ARGUMENTS, bound_arguments, declared_schedule
 from sparvar.runtime.columns import Columns
 from sparvar.runtime.generation import Generation, Generations
 from sparvar.runtime.hooks import Hooks
@@ -61,10 +55,7 @@ class Router:
 
     def use(self, compiled: CompiledSites) -> None:
         """Route calls of these sites from now on; the generation under way goes on with their graphs."""
-        self.sites, self._compiled = compiled.sites, compiled
-        signature = self.sites[0].signature
-        names = signature.parameters if signature is not None else {}
-        self._names_schedule = any(name in names for name in (*SCHEDULE_ARGUMENTS, SCALE_ARGUMENT))
+        self._compiled = compiled
         for schedule, entry in list(self.prepared.items()):
             self.prepared[schedule] = entry._replace(graphs=compiled.graphs_of(entry.plan))
         generation = self.generations.current
@@ -83,32 +74,31 @@ class Router:
             self.prepared[schedule] = known or Prepared(plan, self._compiled.graphs_of(plan), {})
         return self.prepared[schedule]
 
-    def locate(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Generation, int]:
-        """The generation and the 1-based scale of a call of site ``layer``, or of the block around it.
+    def locate(self, site: Site, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Generation, int]:
+        """The generation and the 1-based scale of a call of ``site``, the one of ``layer`` or the block around that.
 
         Raises:
             LeftAlone: the call belongs to no generation.
             SessionError: the call does not fit the generation under way, or another thread generates.
         """
-        site = self.sites[layer]
         tokens = tokens_of(args, kwargs, site.name)
         generation = self.generations.under_way
-        if generation is not None and generation.owner != threading.get_ident():
+        if generation is not None and generation.owner != get_ident():
             generation = None
-        if generation is not None and generation.follows(layer, tokens, kwargs.get(SCALE_ARGUMENT)):
+        if generation is not None and generation.is_next_call(layer, tokens, kwargs.get(SCALE_ARGUMENT)):
             return generation, generation.calls[layer] + 1
         if layer == 0:
-            generation = self._first_layer(generation, tokens, args, kwargs)
+            generation = self._first_layer(generation, site, tokens, args, kwargs)
         elif generation is None:
             raise _no_generation(tokens, self.choose(self.generations.here.declared).plan)
         _check_whole_grid(generation, site, layer, tokens, args, kwargs)
         return generation, generation.scale_of(layer, tokens)
 
     def _first_layer(
-        self, generation: Generation | None, tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, generation: Generation | None, site: Site, tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Generation:
         """The generation of a call of the first layer; one with the first scale's tokens starts a new one."""
-        named = bound_arguments(self.sites[0].signature, args, kwargs) if self._names_schedule else {}
+        named = bound_arguments(site.signature, args, kwargs)
         index = named.get(SCALE_ARGUMENT)
         if generation is None or (generation.started and _restarts(generation, tokens, index)):
             generation = self._begin(tokens, named, args, kwargs)
@@ -130,8 +120,8 @@ class Router:
         if not alone and tokens != plan.tokens(1) + plan.prefix:
             raise _no_generation(tokens, plan)
         # By the model and not by this attachment: attached again, the model finds its graphs.
-        graphs.check_recompile_limit((id(self.sites[0].module), *variant(args, kwargs)))
-        generation = Generation.start(plan, local, graphs.compiled, alone, self.hooks.observer)
+        graphs.check_recompile_limit((id(self._compiled.sites[0].module), *variant(args, kwargs)))
+        generation = Generation(plan, local, graphs.compiled, alone, self.hooks.observer)
         self.generations.begin(generation)
         return generation
 
@@ -142,7 +132,7 @@ def _restarts(generation: Generation, tokens: int, index: object) -> bool:
         return index == 0 and generation.calls[0] > 0
     following = generation.calls[0] + 1
     expected = generation.tokens(following) if following <= len(generation.plan.schedule) else None
-    return tokens != expected and tokens == generation.tokens(generation.begin + 1)
+    return tokens != expected and tokens == generation.tokens(generation.first)
 
 
 def _no_generation(tokens: int, plan: Plan) -> Exception:

@@ -1,4 +1,4 @@
-"""Ops that stand for attention in rewritten graphs; layer, plan and state come from the generation.
+"""Ops that stand for attention in rewritten graphs; they read layer, plan and state from the generation.
 
 They are single ops, and not a chain of graph nodes, because what they keep (indices, corrections)
 must not live in buffers that Inductor may reuse.
@@ -22,9 +22,14 @@ from sparvar.runtime.geometry import column_map, local_windows, query_tiles
 from sparvar.scale_plans import Plan
 
 
-def pinned_empty(query: Tensor) -> Tensor:
+def empty_bnhd(query: Tensor) -> Tensor:
     b, h, n, d = query.shape
     return query.new_empty((b, n, h, d)).transpose(1, 2)
+
+
+def fake_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """What a site op promises: query [B, H, N, D] to as much, laid out as [B, N, H, D]."""
+    return empty_bnhd(query)
 
 
 def select(site: SiteContext, sums: Tensor) -> None:
@@ -63,8 +68,16 @@ def local_columns(plan: Plan, scale: int, device: torch.device, cache: dict[int,
     return cache[scale]
 
 
+def layer_columns(site: SiteContext, query: Tensor) -> Columns:
+    """Columns of a sparse layer at the current scale, in whole places: mapped (CS4A) or local (CSLA)."""
+    plan = site.generation.plan
+    if plan.layers[site.layer] == "csla":
+        return local_columns(plan, site.scale, query.device, site.generation.local)
+    return mapped_columns(site, query.shape[0])
+
+
 def upsampled_delta(site: SiteContext, batch: int) -> Tensor | None:
-    """Output correction (Chipmunk's delta) on the current grid, [B, H, N, D], or None when off."""
+    """Output correction (Chipmunk's delta) of a layer on the current grid, [B, H, N, D], or None where it has none."""
     plan = site.generation.plan
     delta = site.generation.delta.get(site.layer)
     if delta is None or plan.decision_scale is None:
@@ -118,18 +131,24 @@ def attend_columns(
         return (kernels.column_sparse_attention(query, key, value, Columns(indices, counts), scale, tiles, *delta),)
 
     addend = () if correction is None else (correction,)
-    indices, counts = columns.indices, columns.counts
-    if query.shape[1] != key.shape[1] and indices.shape[1] == 1:  # csla lists are the same for all heads
-        indices, counts = (part.expand(-1, key.shape[1], *part.shape[2:]) for part in (indices, counts))
-    return per_group(attend, query, key, value, indices, counts, *addend)[0]
+    lists = lists_per_head(columns, query, key)
+    return per_group(attend, query, key, value, *lists, *addend)[0]
 
 
-def as_pinned(out: Tensor) -> Tensor:
+def lists_per_head(columns: Columns, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and counts of ``columns``, repeated for every key head where `per_group` takes them apart by heads."""
+    if query.shape[1] == key.shape[1] or columns.indices.shape[1] != 1:
+        return columns.indices, columns.counts
+    heads = key.shape[1]  # CSLA lists are the same for all heads
+    return columns.indices.expand(-1, heads, -1, -1), columns.counts.expand(-1, heads, -1)
+
+
+def to_bnhd_layout(out: Tensor) -> Tensor:
     """``out`` [B, H, N, D] laid out as [B, N, H, D], which the fakes promise."""
     return out if out.transpose(1, 2).is_contiguous() else out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def look(
+def attention_with_stats(
     plan: Plan, number: int, query: Tensor, key: Tensor, value: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dense attention at scale ``number`` with its column sums [B, H, G, T] and entropies [B, H, N] in nats."""
@@ -143,10 +162,10 @@ def look(
     return out, sums, entropy
 
 
-def note_keys(site: SiteContext, query: Tensor, key: Tensor, scale: float) -> None:
-    """Let the generation's compressor, if there is one, choose the keys that stay."""
+def choose_kept_keys(site: SiteContext, query: Tensor, key: Tensor, scale: float) -> None:
+    """Choose the keys that stay in the layer's cache, where the generation compresses caches."""
     if site.generation.caches is not None:
-        site.generation.caches.note(site.layer, site.scale, query, key, scale)
+        site.generation.caches.choose_keys(site.layer, site.scale, query, key, scale)
 
 
 @torch.library.custom_op("sparvar::site_decide", mutates_args=())
@@ -157,10 +176,10 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     """
     site = current()
     plan = site.generation.plan
-    out, sums, entropy = look(plan, site.scale, query, key, value, scale)
+    out, sums, entropy = attention_with_stats(plan, site.scale, query, key, value, scale)
     if plan.measures_entropy(site.scale, site.layer) and site.generation.reducer is not None:
         site.generation.reducer.entropy[site.layer] = entropy.float().mean((0, 1))
-    note_keys(site, query, key, scale)
+    choose_kept_keys(site, query, key, scale)
     decides = plan.attention_kind(site.scale, site.layer) == "decide"
     started = time.perf_counter()
     if decides:
@@ -174,12 +193,7 @@ def site_decide(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         sparse = attend_columns(query, key, value, Columns(*columns), None, scale, query_tiles(plan, site.scale))
         site.generation.delta[site.layer] = out - sparse
     site.generation.ran[site.scale, site.layer] = "decide"
-    return as_pinned(out)
-
-
-@site_decide.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return pinned_empty(query)
+    return to_bnhd_layout(out)
 
 
 @torch.library.custom_op("sparvar::site_sparse", mutates_args=())
@@ -191,25 +205,15 @@ def site_sparse(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
     site = current()
     plan = site.generation.plan
     started = time.perf_counter()
-    correction = None
-    if plan.layers[site.layer] == "csla":
-        columns = local_columns(plan, site.scale, query.device, site.generation.local)
-    else:
-        columns = mapped_columns(site, query.shape[0])
+    columns = layer_columns(site, query)
     if site.generation.caches is not None:
-        columns = site.generation.caches.translated(columns, site.scale, site.layer, query.shape[0])
-        note_keys(site, query, key, scale)
+        columns = site.generation.caches.translate(columns, site.scale, site.layer, query.shape[0])
+        choose_kept_keys(site, query, key, scale)
     site.generation.seconds += time.perf_counter() - started
-    if plan.layers[site.layer] != "csla":
-        correction = upsampled_delta(site, query.shape[0])
+    correction = upsampled_delta(site, query.shape[0])
     out = attend_columns(query, key, value, columns, correction, scale, query_tiles(plan, site.scale))
     site.generation.ran[site.scale, site.layer] = "sparse"
-    return as_pinned(out)
-
-
-@site_sparse.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return pinned_empty(query)
+    return to_bnhd_layout(out)
 
 
 @torch.library.custom_op("sparvar::site_observe", mutates_args=())
@@ -225,9 +229,8 @@ def site_observe(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Ten
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have an observer", "none"))
     out = observer.attention(site, query, key, value, scale)
     site.generation.ran[site.scale, site.layer] = "observe"
-    return as_pinned(out)
+    return to_bnhd_layout(out)
 
 
-@site_observe.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return pinned_empty(query)
+for op in (site_decide, site_sparse, site_observe):
+    op.register_fake(fake_attention)

@@ -14,11 +14,11 @@ from sparvar.scale_plans import Plan
 
 @dataclass(frozen=True)
 class Site:
-    """One self-attention of the model.
+    """A module that is wrapped for one self-attention of the model.
 
     Attributes:
         name: qualified name of the attention module.
-        module: what is compiled: the attention, or the block around it.
+        module: the attention, or the block around it.
         wrapped: qualified name of ``module``.
         forward: the module's own forward, unbound.
         signature: of the module's forward, bound, or None.
@@ -27,21 +27,6 @@ class Site:
     name: str
     module: nn.Module
     wrapped: str
-    forward: Callable[..., Any]
-    signature: inspect.Signature | None = None
-
-
-@dataclass(frozen=True)
-class Around:
-    """A block that is reduced around the site inside it, where the site is the attention alone.
-
-    Attributes:
-        module: the block.
-        forward: its own forward, unbound.
-        signature: of its forward, bound, or None.
-    """
-
-    module: nn.Module
     forward: Callable[..., Any]
     signature: inspect.Signature | None = None
 
@@ -71,7 +56,7 @@ class CompiledSites(Protocol):
         ...
 
     @property
-    def around(self) -> Sequence[Around]:
+    def around(self) -> Sequence[Site]:
         """The block of every site, where a plan leaves tokens or rows out and the sites are not the blocks."""
         ...
 
@@ -91,4 +76,4 @@ class CompiledSites(Protocol):
         ...
 
 
-__all__ = ["Around", "CompiledSites", "Graphs", "Site"]
+__all__ = ["CompiledSites", "Graphs", "Site"]

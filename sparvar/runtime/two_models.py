@@ -15,7 +15,7 @@ from sparvar.models import Call
 from sparvar.models.base import State
 from sparvar.models.call_arguments import GENERATION_METHODS, bound_arguments, parameters_of
 from sparvar.runtime.attaching import attachment_of
-from sparvar.runtime.generation_loop import Eager, caching, call_for, check_schedule, run_scales, visits
+from sparvar.runtime.generation_loop import Eager, caching, call_for, check_schedule, run_scales, scale_visitor
 
 WHY = "models that collaborate are run as a chain of their families' functions"
 
@@ -148,7 +148,7 @@ def _refine(draft: Call, refine: Call, handover: int, seen: Mapping[int, State])
     last, visit = len(family.schedule), None
     if attachment is not None and attachment.enabled:
         plan = attachment.choose(family.schedule).plan
-        last, visit = plan.drawn, visits(attachment, plan, family)
+        last, visit = plan.drawn, scale_visitor(attachment, plan, family)
 
     def at_least_drafted(scale: int, state: State) -> int | None:
         chosen = visit(scale, state) if visit is not None else None

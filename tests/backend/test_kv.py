@@ -172,7 +172,7 @@ def test_a_module_without_two_caches_is_refused() -> None:
         }
     ).require()
     with pytest.raises(SessionError, match="must keep its keys and its values in two tensors"):
-        Compressor(plan).after(torch.nn.Linear(1, 1), 0, 2, (torch.zeros(2, 4, 16),), {})
+        Compressor(plan).compact_caches(torch.nn.Linear(1, 1), 0, 2, (torch.zeros(2, 4, 16),), {})
 
 
 def test_a_prefix_stays() -> None:
@@ -193,8 +193,8 @@ def test_a_prefix_stays() -> None:
     module = torch.nn.Module()
     module.keys, module.values = torch.randn(2, 10, 2, 8), torch.randn(2, 10, 2, 8)  # [B, T, H, D]
     before = module.keys
-    compressor.note(0, 2, torch.randn(2, 2, 4, 8), before.transpose(1, 2), 1.0)
-    compressor.after(module, 0, 2, (torch.zeros(2, 4, 16),), {})
+    compressor.choose_keys(0, 2, torch.randn(2, 2, 4, 8), before.transpose(1, 2), 1.0)
+    compressor.compact_caches(module, 0, 2, (torch.zeros(2, 4, 16),), {})
     assert module.keys.shape == module.values.shape == (2, 8, 2, 8)
     places = compressor.places[0]
     assert places.shape == (2, 2, 8) and bool((places[..., :6] == torch.arange(6)).all())

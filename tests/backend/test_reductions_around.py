@@ -13,6 +13,8 @@ import sparvar
 from sparvar.errors import SessionError
 from sparvar.scale_plans import ModelInfo, Plan, dense_plan
 from sparvar.zoo import ShapedVAR, shaped
+from tests.conventions import SQUARE, TEXT, WIDE, Convention, Painter, painter
+from tests.conventions import plan_for as plan_of_painter
 
 SCHEDULE = ((1, 1), (2, 2), (3, 4), (6, 8), (8, 12))
 KEEP = {4: 0.5, 5: 0.25}
@@ -162,3 +164,22 @@ def test_a_model_that_writes_into_what_a_span_gave(fill: str) -> None:
         images.append(model.generate(seed=3))
         sparvar.detach(model)
     assert torch.equal(*images)
+
+
+def test_a_block_that_is_told_the_schedule_by_position_finds_its_plan() -> None:
+    """The block's own signature says what its arguments are, not that of the attention inside it."""
+    model = painter(Convention(cross=True))
+    span = {"first": 0, "last": 2, "keep": {5: 0.5}}
+    pruning = {"score": "pivot", "fill": "delta", "source": 3, "spans": [span]}
+    plans = [
+        plan_of_painter(model, schedule, name=label).replace(pruning=pruning)
+        for label, schedule in (("square", SQUARE), ("wide", WIDE))
+    ]
+    sparvar.compile(model, plans, inner="eager")
+    attachment = sparvar.attachment_of(model)
+    assert attachment is not None and attachment.around
+    with torch.no_grad():
+        for block in model.blocks:
+            block.sa.kv_caching(True)  # type: ignore[operator, union-attr]
+        model.blocks[0](model.start.expand(2, 1, -1), Painter._rope(1, 1), torch.zeros(2, 7, TEXT), WIDE, 0)
+    assert attachment.plan.name == "wide"

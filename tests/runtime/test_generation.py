@@ -11,7 +11,7 @@ from tests.tiny import tiny_model, tiny_plan
 
 
 def begun() -> Generation:
-    return Generation.start(tiny_plan(tiny_model()), {}, lambda kind, scale: abs)
+    return Generation(tiny_plan(tiny_model()), {}, lambda kind, scale: abs)
 
 
 def test_scales_follow_the_schedule_layer_by_layer() -> None:

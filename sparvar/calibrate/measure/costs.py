@@ -21,7 +21,7 @@ from sparvar.calibrate.measure.cache import cache_file, device_text
 from sparvar.runtime.columns import Columns
 from sparvar.runtime.generation import Generation, SiteContext
 from sparvar.runtime.geometry import query_tiles
-from sparvar.runtime.site_ops import attend_columns, look, mapped_columns, upsampled_delta
+from sparvar.runtime.site_ops import attend_columns, attention_with_stats, mapped_columns, upsampled_delta
 from sparvar.scale_plans import Plan
 
 ROUNDS, LONG_ROUNDS = 5, 3
@@ -154,7 +154,7 @@ def measure(base: Plan, space: Space, rows: int, device: torch.device, dtype: to
             budgets = tuple((target, budget) for target in range(decision + 1, base.scales + 1))
             choice = Choice(("cs4a",) * len(base.layers), setting, decision, budgets=budgets)
             sparse = plan_of(base, space, choice)
-            context = SiteContext(Generation.start(sparse, {}, _refuse), 0, scale)
+            context = SiteContext(Generation(sparse, {}, _refuse), 0, scale)
             wanted = sparse.source_columns(scale)
             context.generation.columns[0, wanted] = Columns(*kernels.select_columns(decided, wanted))
             columns = mapped_columns(context, rows)
@@ -176,7 +176,7 @@ def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _decide(plan: Plan, scale: int, query: Tensor, key: Tensor, value: Tensor, factor: float) -> Tensor:
-    _, sums, _ = look(plan, scale, query, key, value, factor)
+    _, sums, _ = attention_with_stats(plan, scale, query, key, value, factor)
     kernels.select_columns(sums, max(1, round(0.1 * sums.shape[-1])))
     return sums
 

@@ -29,7 +29,13 @@ from sparvar.runtime.columns import Columns
 from sparvar.runtime.generation import Generation, SiteContext
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.hooks import Hook
-from sparvar.runtime.site_ops import attend_columns, local_columns, look, mapped_columns, upsampled_delta
+from sparvar.runtime.site_ops import (
+    attend_columns,
+    attention_with_stats,
+    local_columns,
+    mapped_columns,
+    upsampled_delta,
+)
 from sparvar.scale_plans import Plan
 
 Sums = dict[str, Any]
@@ -87,7 +93,7 @@ class Observer(Hook):
             SparvarError: the output holds NaN or infinities.
         """
         self.rows = query.shape[0]
-        out, sums, entropy = look(self._look, site.scale, query, key, value, scale)
+        out, sums, entropy = attention_with_stats(self._look, site.scale, query, key, value, scale)
         if not bool(torch.isfinite(out).all()):
             raise SparvarError(
                 message(
@@ -276,7 +282,7 @@ def _candidate_generation(plan: Plan) -> Generation:
     def refuse(kind: str, scale: int) -> Any:
         raise AssertionError("a candidate's generation compiles nothing")
 
-    return Generation.start(plan, {}, refuse)
+    return Generation(plan, {}, refuse)
 
 
 def _energy(tensor: Tensor) -> list[float]:

@@ -66,7 +66,7 @@ class Compressor:
             held = held[:rows]
         return torch.cat((held, own.expand(*held.shape[:2], -1)), dim=-1)
 
-    def note(self, layer: int, scale: int, query: Tensor, key: Tensor, factor: float) -> None:
+    def choose_keys(self, layer: int, scale: int, query: Tensor, key: Tensor, factor: float) -> None:
         """Choose the keys that stay once this scale has run, where the plan drops some by attention.
 
         Args:
@@ -86,7 +86,9 @@ class Compressor:
             raise SessionError(message(f"kv.kinds, layer {layer}", must, f"{len(kinds)} kinds"))
         self.chosen[layer] = chosen_keys(plan, scale, kinds, scores, places, plan.held(scale, layer))
 
-    def after(self, module: nn.Module, layer: int, scale: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def compact_caches(
+        self, module: nn.Module, layer: int, scale: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Drop what the plan drops behind a layer's call with ``args``: the caches on ``module`` become compact.
 
         Raises:
@@ -153,7 +155,7 @@ class Compressor:
         compact = cache.gather(axis, index)
         return compact.to(torch.bfloat16) if self.plan.kv.store == "bfloat16" else compact
 
-    def translated(self, columns: Columns, scale: int, layer: int, rows: int) -> Columns:
+    def translate(self, columns: Columns, scale: int, layer: int, rows: int) -> Columns:
         """Lists in whole places as lists in the cache, without the keys that are not there: map, then intersect."""
         if layer not in self.places:
             return columns

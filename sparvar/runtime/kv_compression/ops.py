@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparvar.errors import SessionError, message
 from sparvar.runtime.generation import current
-from sparvar.runtime.site_ops import as_pinned, note_keys, pinned_empty
+from sparvar.runtime.site_ops import choose_kept_keys, fake_attention, to_bnhd_layout
 
 
 @torch.library.custom_op("sparvar::site_score", mutates_args=())
@@ -23,12 +23,10 @@ def site_score(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tenso
     site = current()
     if site.generation.caches is None:
         raise SessionError(message(f"layer {site.layer} at scale {site.scale}", "have a cache to compress", "none"))
-    note_keys(site, query, key, scale)
+    choose_kept_keys(site, query, key, scale)
     out = F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     site.generation.ran[site.scale, site.layer] = "score"
-    return as_pinned(out)
+    return to_bnhd_layout(out)
 
 
-@site_score.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return pinned_empty(query)
+site_score.register_fake(fake_attention)

@@ -57,7 +57,7 @@ class Roles:
         return not table
 
 
-def changed(
+def map_tensors(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[Path, Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with every tensor replaced."""
@@ -123,4 +123,14 @@ def enlarge(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) ->
     return grown.permute(0, 2, 3, 1).reshape(b, -1, width).to(tokens.dtype)
 
 
-__all__ = ["Path", "Roles", "cache_places", "changed", "check_guided", "enlarge", "half", "tensors_of", "version_of"]
+__all__ = [
+    "Path",
+    "Roles",
+    "cache_places",
+    "check_guided",
+    "enlarge",
+    "half",
+    "map_tensors",
+    "tensors_of",
+    "version_of",
+]

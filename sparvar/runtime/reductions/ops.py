@@ -20,12 +20,12 @@ from sparvar.runtime.generation import SiteContext, current
 from sparvar.runtime.geometry import query_tiles
 from sparvar.runtime.reductions.reducer import Kept, Reducer
 from sparvar.runtime.site_ops import (
-    as_pinned,
     attend_columns,
-    local_columns,
-    mapped_columns,
+    fake_attention,
+    layer_columns,
+    lists_per_head,
     per_group,
-    pinned_empty,
+    to_bnhd_layout,
     upsampled_delta,
 )
 
@@ -57,23 +57,13 @@ def _(new: Tensor, tokens: int, dim: int) -> Tensor:
     return new.new_empty(shape)
 
 
-def _columns(site: SiteContext, query: Tensor) -> tuple[Columns, Tensor | None]:
-    """Lists of a sparse layer in whole places, and its output correction [B, H, N, D]."""
-    generation = site.generation
-    started = time.perf_counter()
-    if generation.plan.layers[site.layer] == "csla":
-        found = local_columns(generation.plan, site.scale, query.device, generation.local), None
-    else:
-        found = mapped_columns(site, query.shape[0]), upsampled_delta(site, query.shape[0])  # type: ignore[assignment]
-    generation.seconds += time.perf_counter() - started
-    return found
-
-
 def _sparse(
     site: SiteContext, query: Tensor, key: Tensor, value: Tensor, scale: float, kept: Kept | None, alive: Tensor
 ) -> Tensor:
     plan = site.generation.plan
-    columns, correction = _columns(site, query)
+    started = time.perf_counter()
+    columns, correction = layer_columns(site, query), upsampled_delta(site, query.shape[0])
+    site.generation.seconds += time.perf_counter() - started
     if kept is None:
         lists = Columns(*filtered(columns, alive))
         return attend_columns(query, key, value, lists, correction, scale, query_tiles(plan, site.scale))
@@ -85,11 +75,8 @@ def _sparse(
         lists, tokens = Columns(indices, counts), kernels.KeptTokens(kept.starts, alive)
         return (kernels.column_sparse_rows(query, key, value, lists, scale, tokens, *extra),)
 
-    indices, counts = columns.indices, columns.counts
-    if query.shape[1] != key.shape[1] and indices.shape[1] == 1:  # csla lists are the same for all heads
-        indices, counts = (part.expand(-1, key.shape[1], *part.shape[2:]) for part in (indices, counts))
     more = () if correction is None else (correction,)
-    return per_group(attend, query, key, value, indices, counts, *more)[0]
+    return per_group(attend, query, key, value, *lists_per_head(columns, query, key), *more)[0]
 
 
 @torch.library.custom_op("sparvar::site_pruned", mutates_args=())
@@ -113,9 +100,7 @@ def site_pruned(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tens
         grouped = query.shape[1] != key.shape[1]
         out = F.scaled_dot_product_attention(query, *have, scale=scale, enable_gqa=grouped)
     site.generation.ran[site.scale, site.layer] = "pruned"
-    return as_pinned(out)
+    return to_bnhd_layout(out)
 
 
-@site_pruned.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return pinned_empty(query)
+site_pruned.register_fake(fake_attention)

@@ -19,10 +19,10 @@ from sparvar.runtime.reductions.argument_axes import (
     Path,
     Roles,
     cache_places,
-    changed,
     check_guided,
     enlarge,
     half,
+    map_tensors,
     tensors_of,
     version_of,
 )
@@ -79,9 +79,9 @@ class Reducer:
     entropy: dict[int, Tensor] = field(default_factory=dict)
     alive: dict[int, Tensor] = field(default_factory=dict)
     _roles: Roles = field(default_factory=Roles)
-    _ticket: Tensor | None = None
-    _ticket_version: int | None = None
-    _held: Tensor | None = None
+    _returned: Tensor | None = None
+    _returned_version: int | None = None
+    _computed: Tensor | None = None
     _entered: Tensor | None = None
     _groups: Tensor | None = None
     _begun: dict[int, Tensor] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Reducer:
     _gathered: dict[Path, tuple[Tensor, int | None, Tensor]] = field(default_factory=dict)
     _chosen: dict[int, dict[int, Tensor]] = field(default_factory=dict)
 
-    def before(
+    def reduce_call(
         self, module: nn.Module, layer: int, scale: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments on which a block runs, of those that the model gave.
@@ -102,23 +102,23 @@ class Reducer:
         path, x = next((path, tensor) for path, tensor in tensors_of(args, kwargs) if tensor.ndim == 3)
         if layer == 0:
             self._roles.learn(x, x.shape[1], args, kwargs)
-            self._ticket = self._held = None
+            self._returned = self._computed = None
             self._gathered.clear()
         conditional = self.plan.conditional(scale)
-        if self._ticket is None:
+        if self._returned is None:
             work = x
             if conditional:
                 check_guided(x)
                 work = half(x)
-        elif x is self._ticket and version_of(x) == self._ticket_version:
-            assert self._held is not None
-            work = self._held
+        elif x is self._returned and version_of(x) == self._returned_version:
+            assert self._computed is not None
+            work = self._computed
         else:
             raise SessionError(
                 message(
                     f"layer {layer} at {self.plan.label(scale)}",
                     "be given what the layer before it returned, as tokens between them are left out",
-                    f"{'the same tensor, written in place' if x is self._ticket else 'another tensor'}: the model"
+                    f"{'the same tensor, written in place' if x is self._returned else 'another tensor'}: the model"
                     " changes its tokens between blocks",
                     "let spans of pruning begin and end where it does, or take guidance out of the plan",
                 )
@@ -139,12 +139,12 @@ class Reducer:
             self._halve_caches(module, x.shape[0], scale, layer)
         if span is None and not conditional:
             return args, kwargs
-        self._ticket = x
-        return changed(
+        self._returned = x
+        return map_tensors(
             args, kwargs, lambda where, tensor: work if where == path else self._part(where, tensor, conditional)
         )
 
-    def after(self, layer: int, scale: int, out: Any) -> Any:
+    def restore_output(self, layer: int, scale: int, out: Any) -> Any:
         """What the model gets for a block's output."""
         if not isinstance(out, Tensor):
             raise SessionError(message(f"layer {layer}", "return its tokens [B, N, C]", type(out).__name__))
@@ -160,16 +160,16 @@ class Reducer:
         last = layer == len(self.plan.layers) - 1
         conditional = self.plan.conditional(scale)
         if last:
-            self._ticket = self._held = None
+            self._returned = self._computed = None
             if conditional:
                 return torch.cat((work, self._unconditional(work, scale)))
             self._note_guidance(scale, work)
             return work
         if conditional or (span is not None and layer < span.last):
-            assert self._ticket is not None
-            self._held, self._ticket_version = work, version_of(self._ticket)
-            return self._ticket
-        self._ticket = self._held = None
+            assert self._returned is not None
+            self._computed, self._returned_version = work, version_of(self._returned)
+            return self._returned
+        self._returned = self._computed = None
         return work
 
     def tokens(self, scale: int, layer: int) -> int:
@@ -343,7 +343,7 @@ class Reducer:
 
     def release(self) -> None:
         """Drop everything that the generation held."""
-        self.kept = self._entered = self._groups = self._ticket = self._held = self._guidance = None
+        self.kept = self._entered = self._groups = self._returned = self._computed = self._guidance = None
         behind = self._begun, self._source, self._previous
         for table in (self.entropy, self.alive, self._chosen, self._gathered, *behind):
             table.clear()
