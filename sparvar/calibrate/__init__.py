@@ -5,8 +5,8 @@ from sparvar.calibrate.budget import Budget, Effort
 from sparvar.calibrate.candidates.candidate import ColumnCandidate, Setting, candidate_text, read_candidate
 from sparvar.calibrate.fit.skip import SkipFit, SkipOptions, fit_skip
 from sparvar.calibrate.measure.kv_statistics import KVStatistics, kv_statistics
-from sparvar.calibrate.measure.transfer_loss import compare_plans
 from sparvar.calibrate.options import CalibrationOptions
+from sparvar.calibrate.transfer_loss import compare_plans
 from sparvar.models.checkpoint import apply_checkpoint
 from sparvar.models.resolve import load_subject
 from sparvar.models.subject import Subject

@@ -150,6 +150,11 @@ def _imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[in
                 yield node.lineno, inner if inner in known and alias.name not in exported else base
 
 
+def import_edges(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the package that a file imports anywhere in it."""
+    return {target for _, target in _imports(name, path, known) if target in known}
+
+
 def _exports(path: Path, known: dict[str, Path]) -> set[str]:
     """Names a module takes from elsewhere: ``sparvar.explain`` the function hides the module of that name."""
     body = _parse(path).body

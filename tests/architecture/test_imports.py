@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import checks
+from tests.architecture import checks, shape
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKS = [
@@ -16,6 +16,9 @@ CHECKS = [
     checks.environment_problems,
     checks.length_problems,
     checks.private_name_problems,
+    shape.circle_problems,
+    shape.folder_problems,
+    shape.parameter_problems,
 ]
 
 
@@ -195,3 +198,34 @@ def _f(other):
 """
     files = {"runtime/a.py": text, "runtime/b.py": "class B:\n    _y: int = 3"}
     assert checks.private_name_problems(tree(tmp_path, files)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [("from sparvar.kernels import b", ""), ("def f():\n    import sparvar.kernels.b", ""), ("", "TYPE_CHECKING")],
+    ids=["at the top", "in a function", "for type checkers"],
+)
+def test_a_circle_is_found(tmp_path: Path, text: str, more: str) -> None:
+    if more:
+        text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sparvar.kernels.b import x"
+    files = {"kernels/__init__.py": "", "kernels/a.py": text, "kernels/b.py": "from sparvar.kernels.a import y"}
+    (problem,) = shape.circle_problems(tree(tmp_path, files))
+    assert "got sparvar.kernels.a, sparvar.kernels.b" in problem
+    files["kernels/a.py"] = ""
+    assert shape.circle_problems(tree(tmp_path, files)) == []
+
+
+def test_a_full_folder_is_found(tmp_path: Path) -> None:
+    files = {f"kernels/m{number}.py": "" for number in range(shape.MAX_FILES + 1)}
+    (problem,) = shape.folder_problems(tree(tmp_path, files))
+    assert problem.startswith("sparvar/kernels: must hold at most 16 Python files, got 17")
+
+
+def test_many_parameters_are_found(tmp_path: Path) -> None:
+    names = ", ".join(f"p{number}" for number in range(shape.MAX_PARAMETERS + 1))
+    text = (
+        f"def f(self, {names[4:]}): ...\ndef g(*, {names}): ...\n@triton.jit\ndef h({names}): ...\ndef _i({names}): ..."
+    )
+    problems = shape.parameter_problems(tree(tmp_path, {"kernels/a.py": text}))
+    assert len(problems) == 2 and all("must take at most 8 parameters, got 9" in problem for problem in problems)
+    assert "kernels.a.g" in problems[0] and "kernels.a._i" in problems[1]
