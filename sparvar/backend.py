@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -67,14 +66,6 @@ def _check_placement(model: nn.Module) -> None:
                 f"model {type(model).__name__}", "be on one device", ", ".join(devices), "move it with model.to(device)"
             )
         )
-
-
-def __getattr__(name: str) -> Any:
-    # Entry points of earlier installs, and callers that pass the function, name it here. Loading its module makes
-    # torch.compile attach, which importing this one must not.
-    if name == "sparvar_backend":
-        return import_module("sparvar.torch_entry").sparvar_backend
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
 
 __all__ = ["attach_model", "attachment_of", "compile", "detach", "reset", "resolve_plan"]

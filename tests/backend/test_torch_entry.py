@@ -8,10 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-import sparvar.backend
-
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = """
 import torch
@@ -45,7 +41,8 @@ assert sparvar.attachment_of(compiled).generations == 1
 assert sparvar.attachment_of(compiled) is sparvar.attachment_of(model)
 sparvar.detach(compiled)
 assert sparvar.attachment_of(model) is None
-again = torch.compile(model, backend=sparvar.backend.sparvar_backend, options=options)
+import sparvar.torch_entry
+again = torch.compile(model, backend=sparvar.torch_entry.sparvar_backend, options=options)
 assert sparvar.attachment_of(again) is not None
 """
 
@@ -79,12 +76,5 @@ def test_sparvar_and_its_backend_leave_torch_untouched() -> None:
     run(WITHOUT)
 
 
-@pytest.mark.parametrize("value", ["pyproject", "sparvar.backend:sparvar_backend"])
-def test_torch_compile_attaches(tmp_path: Path, value: str) -> None:
-    """By the entry point of pyproject.toml, and by the one of earlier installs."""
-    run(WITH, installed(tmp_path, entry_point() if value == "pyproject" else value))
-
-
-def test_other_names_of_the_backend_are_unknown() -> None:
-    with pytest.raises(AttributeError, match=r"module 'sparvar\.backend' has no attribute 'nothing'"):
-        sparvar.backend.nothing  # noqa: B018
+def test_torch_compile_attaches_by_the_entry_point(tmp_path: Path) -> None:
+    run(WITH, installed(tmp_path, entry_point()))
