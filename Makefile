@@ -19,16 +19,24 @@ BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs train bench clean
+.PHONY: help demo test test-slow test-all lint format docs train bench clean
 
 help: ## List the targets.
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed-demo ## Generate images dense and sparse, compare them; results go to demo-output.
 	$(BIN)/sparvar demo --out $(DEMO_OUT)
 
-test: $(VENV)/.installed-dev lint ## Run the linter, the type checker and every test.
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=30 $(PYTEST_ARGS)
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.installed-dev lint ## Run the linters, the type checker and the fast tests: some minutes.
+	$(PYTEST) -m "not slow" --durations=15 $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev ## Run the slow tests: whole searches, compilation ahead of time, kills.
+	$(PYTEST) -m slow --durations=30 $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev lint ## Run the linters, the type checker and every test.
+	$(PYTEST) --durations=30 $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## Run ruff (rules and format) and mypy.
 	$(BIN)/ruff check .

@@ -35,6 +35,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Files | None
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+SLOW = ("aot", "search")
+"""Markers that say why a test is slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skips = []
     if not torch.cuda.is_available():
@@ -43,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = "needs SPARVAR_UPSTREAM, a folder with the public models' repositories"
         skips.append(("upstream", pytest.mark.skip(reason=reason)))
     for item in items:
+        if any(name in item.keywords for name in SLOW):
+            item.add_marker("slow")
         for marker, skip in skips:
             if marker in item.keywords:
                 item.add_marker(skip)
