@@ -157,7 +157,7 @@ def outside_kernels(model: Any, cfg: float) -> dict[str, float]:
 
     Every call of a site costs the same Python, guard and launch work whatever its scale. At scale 1 it computes on a
     single token, so the median time of a call there bounds that work from above; times the number of calls, plus the
-    time that the session counts for selecting and mapping indices, over the whole generation.
+    time that the generation counts for selecting and mapping indices, over the whole generation.
     """
     attachment = sparvar.attachment_of(model)
     assert attachment is not None
