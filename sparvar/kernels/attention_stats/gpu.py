@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparvar.kernels.common.blocks import LOG2E, Block, block_dim, block_queries, interpreted, operand
 from sparvar.kernels.common.checks import attention_output
-from sparvar.kernels.common.device_code import NATS, add_weighted, head_of, load_rows, soften
+from sparvar.kernels.common.device_code import NATS, add_weighted, head_pointer, load_rows, softmax_step
 from sparvar.kernels.common.launch import launch
 
 __all__ = ["KERNELS", "pinned", "run"]
@@ -33,9 +33,9 @@ def attention_stats_kernel(
     row = tl.minimum(token, queries - 1)
     d = tl.arange(0, BLOCK_D)
     inside = d < DIM
-    q_base = head_of(q_ptr, batch, head, q_batch, q_head)
-    k_base = head_of(k_ptr, batch, head, k_batch, k_head)
-    v_base = head_of(v_ptr, batch, head, v_batch, v_head)
+    q_base = head_pointer(q_ptr, batch, head, q_batch, q_head)
+    k_base = head_pointer(k_ptr, batch, head, k_batch, k_head)
+    v_base = head_pointer(v_ptr, batch, head, v_batch, v_head)
     q = load_rows(q_base, row, q_token, DIM, BLOCK_D)  # [BM, BD]
     if WIDEN:
         q = q.to(tl.float32)
@@ -55,7 +55,7 @@ def attention_stats_kernel(
             k = k.to(tl.float32)
         score = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
         score = score * scale + tl.where(slot < keys, 0.0, -3e38)[None, :]
-        weight, new_peak, shrink = soften(score, peak)
+        weight, new_peak, shrink = softmax_step(score, peak)
         if ENTROPY:
             shifted = score - new_peak[:, None]
             moved = tl.where(start == 0, 0.0, peak - new_peak)  # at first there is nothing to be moved

@@ -16,7 +16,7 @@ from sparvar.kernels.column_sparse_attention.operands import operands
 from sparvar.kernels.common.blocks import LOG2E, Block, block_dim, block_queries, interpreted, sm_90
 from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.columns import Columns
-from sparvar.kernels.common.device_code import add_weighted, head_of, load_rows, soften, tile_rows
+from sparvar.kernels.common.device_code import add_weighted, head_pointer, load_rows, softmax_step, tile_rows
 from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.library import launchable
@@ -48,9 +48,9 @@ def column_sparse_kernel(
     d = tl.arange(0, BLOCK_D)
     inside = d < DIM
 
-    q_base = head_of(q_ptr, batch, head, q_batch, q_head)
-    k_base = head_of(k_ptr, batch, head, k_batch, k_head)
-    v_base = head_of(v_ptr, batch, head, v_batch, v_head)
+    q_base = head_pointer(q_ptr, batch, head, q_batch, q_head)
+    k_base = head_pointer(k_ptr, batch, head, k_batch, k_head)
+    v_base = head_pointer(v_ptr, batch, head, v_batch, v_head)
     columns = indices_ptr + batch * indices_batch + head * indices_head + tile.to(tl.int64) * indices_tile
     count = tl.load(counts_ptr + batch * counts_batch + head * counts_head + tile.to(tl.int64) * counts_tile)
     count = tl.minimum(tl.maximum(count, 1), capacity)
@@ -82,14 +82,14 @@ def column_sparse_kernel(
             k = k.to(tl.float32)
         score = tl.dot(q, tl.trans(k), input_precision="ieee")  # [BM, BN]
         score = score * scale + tl.where(start + slot < count, 0.0, float("-inf"))[None, :]
-        weight, peak, shrink = soften(score, peak)
+        weight, peak, shrink = softmax_step(score, peak)
         total = total * shrink + tl.sum(weight, 1)
         acc = add_weighted(acc * shrink[:, None], weight, v, WIDEN)
 
     out = acc / total[:, None]
     kept = exists[:, None] & inside[None, :]
     if EXTRA:
-        extra_base = head_of(extra_ptr, batch, head, extra_batch, extra_head)
+        extra_base = head_pointer(extra_ptr, batch, head, extra_batch, extra_head)
         out += tl.load(extra_base + token[:, None] * (extra_token * 8) + d[None, :], mask=kept, other=0.0).to(
             tl.float32
         )

@@ -32,7 +32,7 @@ _barrier = gluon_barrier()
 
 
 @gluon.jit
-def _soften(score, peak, total, scale):
+def _softmax_step(score, peak, total, scale):
     """One step of streamed softmax: weights, and the new peak (in bits), total and shrinking factor."""
     new_peak = gl.maximum(peak, gl.max(score, 1) * scale)
     weight = gl.exp2(score * scale - new_peak[:, None])
@@ -58,7 +58,7 @@ def _step(
     score = warpgroup_mma_wait(1, deps=(coming,))
     if MASK:
         score = gl.where((slot < left)[None, :], score, float("-inf"))
-    weight, peak, total, shrink = _soften(score, peak, total, scale)
+    weight, peak, total, shrink = _softmax_step(score, peak, total, scale)
     acc = warpgroup_mma_wait(0, deps=(product,))
     _barrier()
     mbarrier.arrive(k_empty.index(after_stage), count=1)
@@ -111,7 +111,7 @@ def _consume(
         total = gl.zeros([64], gl.float32, layout=per_row)
         acc = gl.zeros([64, DIM], gl.float32, layout=outs)
         score = gl.where((slot < count)[None, :], score, float("-inf"))
-        weight, peak, total, shrink = _soften(score, peak, total, scale)
+        weight, peak, total, shrink = _softmax_step(score, peak, total, scale)
         p = gl.convert_layout(weight.to(kind), p_layout)
         last = (count - 1) // BLOCK_N * BLOCK_N
         for _ in range(BLOCK_N, last, BLOCK_N):

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparvar.kernels.common.blocks import LOG2E, Block, block_dim, block_queries, interpreted, operand, sm_90
-from sparvar.kernels.common.device_code import BITS, head_of, load_rows
+from sparvar.kernels.common.device_code import BITS, head_pointer, load_rows
 from sparvar.kernels.common.geometry import QueryTiles, axis_tiles
 from sparvar.kernels.common.launch import launch
 
@@ -63,8 +63,8 @@ def column_sums_kernel(
 
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    q_base = head_of(q_ptr, batch, head, q_batch, q_head)
-    k_base = head_of(k_ptr, batch, head, k_batch, k_head)
+    q_base = head_pointer(q_ptr, batch, head, q_batch, q_head)
+    k_base = head_pointer(k_ptr, batch, head, k_batch, k_head)
     lse_base = lse_ptr + row_of_head * (grid_h * grid_w)
     sums_base = sums_ptr + (row_of_head * tiles + tile) * keys
     if parts == 1:

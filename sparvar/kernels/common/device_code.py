@@ -7,7 +7,7 @@ import triton.language as tl
 
 from sparvar.kernels.common.blocks import LOG2E
 
-__all__ = ["BITS", "NATS", "add_weighted", "head_of", "load_rows", "soften", "tile_rows"]
+__all__ = ["BITS", "NATS", "add_weighted", "head_pointer", "load_rows", "softmax_step", "tile_rows"]
 
 BITS = tl.constexpr(LOG2E)  # per nat; kernels read no other kind of global
 NATS = tl.constexpr(1 / LOG2E)  # per bit
@@ -25,7 +25,7 @@ def tile_rows(tile, part, grid_h, grid_w, TILE_H: tl.constexpr, TILE_W: tl.const
 
 
 @triton.jit
-def head_of(pointer, batch, head, batch_stride, head_stride):
+def head_pointer(pointer, batch, head, batch_stride, head_stride):
     """Return where a head of an operand [B, H, L, D] begins. Strides count 8 elements, as `operand` gives them."""
     return pointer + (batch * batch_stride + head * head_stride) * 8
 
@@ -38,7 +38,7 @@ def load_rows(base, row, token_stride, DIM: tl.constexpr, BLOCK_D: tl.constexpr)
 
 
 @triton.jit
-def soften(score, peak):
+def softmax_step(score, peak):
     """Return the weights [BM, BN] of scores in bits, their new peak [BM], and the factor for what was summed before."""
     new_peak = tl.maximum(peak, tl.max(score, 1))
     return tl.exp2(score - new_peak[:, None]), new_peak, tl.exp2(peak - new_peak)
