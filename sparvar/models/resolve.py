@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,34 @@ from sparvar.models.subject import Subject, as_subject
 
 
 def from_factory(text: str) -> Any:
-    """What ``zoo:landscape`` or ``package.module:factory`` returns, called without arguments.
+    """What ``zoo:landscape`` or ``package.module:factory`` returns, called without arguments; a module there as it is.
 
     Raises:
-        OptionError: there is no such module or factory.
+        OptionError: there is no such module or factory, or it needs arguments.
     """
-    place, _, attribute = text.partition(":")
-    must = "be zoo:landscape or package.module:factory"
-    if not place or not attribute:
-        raise OptionError(message("MODEL", must, repr(text)))
+    place, _, name = text.partition(":")
+    if not place or not name:
+        must = "be zoo:landscape or package.module:factory"
+        raise OptionError(message("MODEL", must, repr(text), "e.g. mypackage.models:build"))
     try:
         module = importlib.import_module("sparvar.zoo" if place == "zoo" else place)
     except ImportError as error:
-        raise OptionError(message("MODEL", must, repr(text), f"importing {place} failed: {error}")) from error
-    factory = getattr(module, attribute, None)
+        remedy = "install its package, or run in the folder that holds it"
+        raise OptionError(message(f"MODEL {text}", "name a module that can be imported", error, remedy)) from error
+    factory = getattr(module, name, None)
+    if isinstance(factory, nn.Module):
+        return factory
     if not callable(factory):
-        raise OptionError(message("MODEL", must, repr(text), f"{place} has no callable named {attribute}"))
+        near = difflib.get_close_matches(name, vars(module), n=1)
+        got = f"{place}, which has no callable named {name}"
+        raise OptionError(message(f"MODEL {text}", "name a factory", got, f"did you mean {near[0]}" if near else ""))
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        remedy = "write a function that builds the model as you need it"
+        raise OptionError(message(f"MODEL {text}", "be callable without arguments", error, remedy)) from error
+    except ValueError:  # built into the interpreter, so it tells no signature
+        pass
     with torch.random.fork_rng(devices=[]):
         return factory()
 

@@ -47,6 +47,8 @@ def sparvar(
 
     Start with [cyan]sparvar demo --out demo-output[/]; if that fails, [cyan]sparvar doctor[/] says why.
     """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does, so that a MODEL in the folder one stands in is found
 
 
 for _command in (demo, calibrate, transfer, explain, export, run, verify, inspect, doctor):

@@ -1,13 +1,11 @@
-"""What the commands that draw with a model are given: its prompts, and the model itself."""
+"""The prompts that a command draws with."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from sparvar.calibrate import Subject, load_subject
 from sparvar.errors import OptionError, message
 
 
@@ -44,14 +42,3 @@ def read_prompts(path: Path) -> list[Any]:
     if not prompts:
         raise OptionError(message(f"--prompts {path}", "hold at least one prompt", "none", "write one per line"))
     return prompts
-
-
-def find_subject(model: str, checkpoint: Path | None) -> Subject:
-    """The subject that MODEL names, factories of the folder one stands in included, as `python -m` does.
-
-    Raises:
-        OptionError: see `sparvar.calibrate.load_subject`.
-    """
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    return load_subject(model, checkpoint)

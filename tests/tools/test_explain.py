@@ -40,7 +40,7 @@ def test_a_model_without_attention(invoke: Any) -> None:
     [
         ("landscape", "MODEL: must be zoo:landscape or package.module:factory, got 'landscape'"),
         ("nosuch.module:build", "must name a module that can be imported, got No module named 'nosuch'"),
-        ("torch.nn:Identitty", "must name something in torch.nn, got Identitty"),
+        ("torch.nn:Identitty", "has no callable named Identitty; did you mean Identity"),
         ("torch.nn:Linear", "must be callable without arguments, got missing a required argument: 'in_features'"),
         ("platform:machine", "must give a torch.nn.Module"),
     ],

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from sparvar.calibrate import Budget, Calibration, CalibrationOptions, Effort, finish_calibration, start_calibration
 from sparvar.errors import SparvarError, message
+from sparvar.models.resolve import load_subject
 from sparvar.tools.console import as_json, handled, notes, results
 from sparvar.tools.options import Checkpoint, Inner, ModelArgument, Prompts, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
-from sparvar.tools.prompts import find_subject, read_prompts
+from sparvar.tools.prompts import read_prompts
 from sparvar.tools.reports.calibration_page import page
 from sparvar.tools.result_files import prepare_folder, write_files
 
@@ -95,7 +96,7 @@ def calibrate(
     budget = Budget(min_psnr=min_psnr, min_ssim=min_ssim, max_error=max_error, max_seconds=max_seconds, max_kv=max_kv)
     labels = read_prompts(prompts)
     prepare_folder(out.parent, (out.name, JSON_NAME, PAGE_NAME))
-    subject = find_subject(model, checkpoint)
+    subject = load_subject(model, checkpoint)
     compiled = choose_inner(inner)
     options = CalibrationOptions(
         seed=seed,

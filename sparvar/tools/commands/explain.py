@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +11,8 @@ from torch import nn
 
 import sparvar
 from sparvar.errors import OptionError, PlanError, message
+from sparvar.models.resolve import from_factory
+from sparvar.models.subject import Subject
 from sparvar.tools.console import handled, notes, print_json, results
 from sparvar.tools.options import Inner, Json, PlanName, Weights, choose_inner
 from sparvar.zoo import landscape
@@ -28,45 +27,21 @@ def _landscape_generation(model: Any) -> object:
 
 
 def load_model(source: str, weights: Path | None = None) -> tuple[nn.Module, Generate | None]:
-    """A model and what runs one generation of it, from ``zoo:landscape`` or ``package.module:factory``.
+    """A model and, where its factory gives it, what runs one generation of it; see `from_factory`.
 
     Raises:
-        OptionError: the module cannot be imported, the factory is not there, or it gives no model.
+        OptionError: there is no such factory, or it gives no model.
     """
     if source == LANDSCAPE:
         return landscape(weights), _landscape_generation
-    place, colon, name = source.partition(":")
-    if not colon or not place or not name:
-        must = f"be {LANDSCAPE} or package.module:factory"
-        raise OptionError(message("MODEL", must, repr(source), "e.g. mypackage.models:build"))
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, so that a file beside the user is found
-    try:
-        module = importlib.import_module(place)
-    except ImportError as error:
-        remedy = "install its package, or run in the folder that holds it"
-        raise OptionError(message(f"MODEL {source}", "name a module that can be imported", error, remedy)) from error
-    if not hasattr(module, name):
-        public = ", ".join(entry for entry in vars(module) if not entry.startswith("_")) or "nothing"
-        raise OptionError(message(f"MODEL {source}", f"name something in {place}", name, f"it has {public}"))
-    factory = getattr(module, name)
-    made = factory if isinstance(factory, nn.Module) or not callable(factory) else _call(source, factory)
+    made = from_factory(source)
+    if isinstance(made, Subject):
+        made = made.model
     model, generate = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module) or not (generate is None or callable(generate)):
         must = "give a torch.nn.Module, or (module, generate) where generate(module) runs one generation"
         raise OptionError(message(f"MODEL {source}", must, type(made).__name__))
     return model, generate
-
-
-def _call(source: str, factory: Callable[[], Any]) -> Any:
-    try:
-        signature(factory).bind()
-    except TypeError as error:
-        remedy = "write a function that builds the model as you need it"
-        raise OptionError(message(f"MODEL {source}", "be callable without arguments", error, remedy)) from error
-    except ValueError:  # built into the interpreter, so it tells no signature
-        return factory()
-    return factory()
 
 
 @handled

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sparvar.export import export_artefact, load_exportable
 from sparvar.tools.console import handled, notes, results
 from sparvar.tools.options import Checkpoint, ModelArgument
+from sparvar.tools.progress_bar import ShareBar
 
 
 class Format(str, Enum):
@@ -21,18 +21,6 @@ class Format(str, Enum):
     aoti = "aoti"
     onnx = "onnx"
     tensorrt = "tensorrt"
-
-
-SURE = 0.2
-"""Share of the work after which what is left can be told from what it took: the first compiled programs are known."""
-
-
-def time_left(seconds: float, share: float) -> str:
-    """What to say of the time that is left after ``seconds`` for ``share`` of the work; nothing while it is unknown."""
-    if not SURE <= share < 1:
-        return ""
-    left = seconds * (1 - share) / share
-    return f", about {left / 60:.0f} min left" if left >= 90 else f", about {max(1, round(left))} s left"
 
 
 LICENCES = {"zoo:landscape": "Apache-2.0 (trained on public-domain photographs)"}
@@ -71,21 +59,9 @@ def export(
 
         sparvar export my.models:build --plan plan.json --out model --licence MIT
     """
-    console = notes()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     started = time.monotonic()
     subject = load_exportable(model, checkpoint, batch, device)
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
-        plain = not console.is_terminal
-
-        class Shown:
-            def step(self, text: str, share: float = 0.0) -> None:
-                shown = text + time_left(time.monotonic() - started, share)
-                bar.update(task, description=shown, completed=share)
-                if plain:
-                    console.print(f"{share:4.0%} {shown}", markup=False)
-
+    with ShareBar(notes()) as bar:
         place = export_artefact(
             subject,
             plan,
@@ -94,7 +70,7 @@ def export(
             formats=[each.value for each in format or [Format.aoti]],
             licence=licence or LICENCES.get(model, "not stated"),
             jobs=jobs,
-            progress=Shown(),
+            progress=bar,
         )
     files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)

@@ -12,11 +12,12 @@ from rich.table import Table
 from sparvar import scale_plans
 from sparvar.calibrate import Subject, compare_plans
 from sparvar.errors import OptionError, PlanError, message
+from sparvar.models.resolve import load_subject
 from sparvar.scale_plans import Plan, Schedule, load_plan, parse_schedule, schedule_text
 from sparvar.tools.console import handled, notes, results
 from sparvar.tools.options import MODEL_HELP, Checkpoint, Inner, InnerOption, Prompts, choose_inner
 from sparvar.tools.progress_bar import ProgressBar
-from sparvar.tools.prompts import find_subject, read_prompts
+from sparvar.tools.prompts import read_prompts
 from sparvar.tools.result_files import prepare_file, write_files
 from sparvar.version import __version__
 
@@ -54,7 +55,7 @@ def transfer(
     source = load_plan(plan)
     labels = read_prompts(prompts)
     prepare_file(out)
-    subject = choose_schedule(find_subject(model, checkpoint), size, schedule)
+    subject = choose_schedule(load_subject(model, checkpoint), size, schedule)
     target = scale_plans.transfer(source, subject.schedule, prefix=subject.prefix)
     with ProgressBar(notes(), 2 * images + 1) as bar:
         found = compare_plans(subject, target, labels, images, seed, choose_inner(inner), bar)
