@@ -14,6 +14,7 @@ from torch import Tensor
 from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.measure.measured import LEAST_MSE, Measured
 from sparvar.errors import OptionError, SparvarError, message
+from sparvar.evaluate.metrics import mse
 from sparvar.models.subject import Subject
 from sparvar.progress import Progress, Silent
 from sparvar.scale_plans import Plan, schedule_text
@@ -90,7 +91,7 @@ def compare_plans(
             reference, dense_time = draw(number, dense=True)
             progress.step(f"image {number + 1} of {images}, with the plan")
             image, sparse_time = draw(number, dense=False)
-            errors.append(max(float((image - reference).square().mean()), LEAST_MSE))
+            errors.append(max(mse(image, reference), LEAST_MSE))
             seconds.append(sparse_time)
             dense_seconds.append(dense_time)
     finally:

@@ -7,8 +7,9 @@ import torch
 
 import sparvar
 from sparvar.backend import attachment_of
-from sparvar.calibrate.fit.skip import SkipOptions, fit_logistic, fit_skip, psnr, ssim
+from sparvar.calibrate.fit.skip import SkipOptions, fit_logistic, fit_skip
 from sparvar.errors import OptionError
+from sparvar.evaluate.metrics import psnr
 from sparvar.models.fingerprint import fingerprint
 from sparvar.scale_plans import Plan
 from tests.calibrate.progress import Lines
@@ -55,18 +56,6 @@ def test_logistic_regression() -> None:
     everything = fit_logistic(x.tolist(), [True] * 400)
     assert everything.weights == (0.0, 0.0) and everything.probability([0.0, 0.0]) == pytest.approx(401 / 402)
     assert fit_logistic([[0.0, 0.0]], [False]).probability([9.0, 9.0]) == pytest.approx(1 / 3)
-
-
-def test_metrics_agree_with_torchmetrics() -> None:
-    functional = pytest.importorskip("torchmetrics.functional.image")
-    generator = torch.Generator().manual_seed(1)
-    image = torch.rand(1, 3, 24, 40, generator=generator)
-    other = (image + 0.1 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
-    assert psnr(other, image) == pytest.approx(float(functional.peak_signal_noise_ratio(other, image, data_range=1.0)))
-    theirs = functional.structural_similarity_index_measure(other, image, data_range=1.0)
-    assert ssim(other, image) == pytest.approx(float(theirs), abs=1e-4)
-    with pytest.raises(OptionError, match="images: must have sides of at least 11 pixels"):
-        ssim(image[..., :8], image[..., :8])
 
 
 @pytest.mark.parametrize(

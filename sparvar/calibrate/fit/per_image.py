@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparvar.calibrate.fit.skip import Option, fit_logistic, psnr, ssim
+from sparvar.calibrate.fit.skip import Option, fit_logistic
+from sparvar.calibrate.measure.measured import LEAST_MSE
 from sparvar.calibrate.measure.runner import Runner
 from sparvar.errors import OptionError, message
+from sparvar.evaluate.metrics import mse, psnr_of_mse, ssim
 from sparvar.runtime.choices import features
 from sparvar.scale_plans import FEATURES, Adapt, Plan, decide
 
@@ -106,7 +108,7 @@ def _sample(runner: Runner, plan: Plan, number: int, at: int, most: int, with_ss
         drawn: Sequence[Any] = [seen[last - count] for count in range(1, most + 1)]
         return {
             "features": features(seen[at - 1], seen[at])[0],
-            "psnr": [psnr(image, whole) for image in drawn],
+            "psnr": [psnr_of_mse(max(mse(image, whole), LEAST_MSE)) for image in drawn],
             "ssim": [ssim(image, whole) for image in drawn] if with_ssim else [],
         }
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from sparvar.backend import attachment_of, compile, detach
 from sparvar.calibrate.candidates.base_plan import base_plan
+from sparvar.calibrate.measure.measured import LEAST_MSE
 from sparvar.errors import OptionError, message
+from sparvar.evaluate.metrics import mse, psnr_of_mse, ssim
 from sparvar.models.fingerprint import fingerprint
 from sparvar.models.subject import Subject, as_subject
 from sparvar.progress import Progress, Silent
@@ -24,9 +26,6 @@ from sparvar.scale_plans import FEATURES, Adapt, Logistic, Plan
 
 RIDGE = 0.5
 """Weight of the squared weights, of standardised features, against the sum of the images' losses."""
-LEAST_MSE = 1e-10
-SSIM_WINDOW = 11
-"""Side of the Gaussian window of SSIM (sigma 1.5; reflected at the borders)."""
 
 Option = tuple[Literal["skip", "conditional"], int]
 """What is left out, and at how many of the last scales."""
@@ -224,7 +223,7 @@ def _sample(subject: Subject, base: Plan, prompt: Any, seed: int, scale: int, op
         str(prompt),
         seed,
         tuple(found[0]),
-        {option: psnr(image, dense[last]) for option, image in others.items()},
+        {option: psnr_of_mse(max(mse(image, dense[last]), LEAST_MSE)) for option, image in others.items()},
         {option: ssim(image, dense[last]) for option, image in others.items()},
         seconds,
     )
@@ -264,35 +263,6 @@ class _Watch(Hook):
         if scale in self.wanted:
             self.images[scale] = decode().cpu().clone()
         self._decoding += time.perf_counter() - now
-
-
-def psnr(image: Tensor, reference: Tensor) -> float:
-    """PSNR of an image in [0, 1] against its reference, dB."""
-    mse = (image.double() - reference.double()).square().mean().item()
-    return -10 * math.log10(max(mse, LEAST_MSE))
-
-
-def ssim(image: Tensor, reference: Tensor) -> float:
-    """SSIM of images [1, 3, H, W] in [0, 1], mean over pixels and channels (Wang et al. 2004, as torchmetrics has it).
-
-    Raises:
-        OptionError: a side is shorter than the window.
-    """
-    if min(image.shape[-2:]) < SSIM_WINDOW:
-        must = f"have sides of at least {SSIM_WINDOW} pixels for SSIM"
-        raise OptionError(message("images", must, tuple(image.shape[-2:])))
-    place = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
-    line = torch.exp(-place.square() / (2 * 1.5**2))
-    line = line / line.sum()
-    window = (line[:, None] * line)[None, None].expand(3, 1, -1, -1)
-    edge = (SSIM_WINDOW // 2,) * 4
-    a, b = (torch.nn.functional.pad(each.double(), edge, mode="reflect") for each in (image, reference))
-    stacked = torch.cat((a, b, a * a, b * b, a * b))
-    mean_a, mean_b, aa, bb, ab = torch.nn.functional.conv2d(stacked, window, groups=3).split(a.shape[0])
-    c1, c2 = 0.01**2, 0.03**2
-    top = (2 * mean_a * mean_b + c1) * (2 * (ab - mean_a * mean_b) + c2)
-    bottom = (mean_a.square() + mean_b.square() + c1) * (aa - mean_a.square() + bb - mean_b.square() + c2)
-    return float((top / bottom).mean())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,9 +7,7 @@ import statistics
 
 from sparvar.calibrate.measure.measured import LEAST_MSE
 from sparvar.errors import OptionError, message
-
-SSIM_WINDOW = 11
-"""Side of torchmetrics' Gaussian window, the least side of an image."""
+from sparvar.evaluate.metrics import SSIM_WINDOW, psnr_of_mse
 
 
 class SsimLine:
@@ -24,7 +22,7 @@ class SsimLine:
     def add(self, mse: float, ssim: float | None) -> None:
         """Count an image in, unless it equals the dense one or its SSIM was not measured."""
         if ssim is not None and mse > LEAST_MSE and ssim < 1:
-            self._points.append((-10 * math.log10(mse), math.log(1 - ssim)))
+            self._points.append((psnr_of_mse(mse), math.log(1 - ssim)))
 
     def fit(self) -> tuple[float, float]:
         """Slope, below 0, and offset.
@@ -33,7 +31,7 @@ class SsimLine:
             OptionError: SSIM of fewer than two images is known.
         """
         if len(self._points) < 2:
-            must = f"be asked of images [3, H, W] of at least {SSIM_WINDOW} a side, with torchmetrics installed"
-            raise OptionError(message("--min-ssim", must, "none", "pip install 'sparvar[metrics]', or give --min-psnr"))
+            must = f"be asked of images [3, H, W] of at least {SSIM_WINDOW} a side"
+            raise OptionError(message("--min-ssim", must, "none", "give --min-psnr"))
         slope, offset = statistics.linear_regression(*zip(*self._points, strict=True))
         return min(slope, -1e-3), offset

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from sparvar.evaluate.metrics import psnr_of_mse
 
 LEAST_MSE = 1e-10
 """Images that are equal count as 100 dB."""
@@ -32,7 +33,7 @@ class Measured:
     @property
     def psnr(self) -> list[float]:
         """PSNR of every image, dB."""
-        return [-10 * math.log10(value) for value in self.mse]
+        return [psnr_of_mse(value) for value in self.mse]
 
     @property
     def mean_psnr(self) -> float:

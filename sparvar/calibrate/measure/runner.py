@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sparvar.calibrate.fit.difficulty import log_detail
-from sparvar.calibrate.fit.ssim_line import SSIM_WINDOW, SsimLine
+from sparvar.calibrate.fit.ssim_line import SsimLine
 from sparvar.calibrate.measure.images import Images
 from sparvar.calibrate.measure.measured import LEAST_MSE, Measured, aggregate
 from sparvar.errors import OptionError, SessionError, message
+from sparvar.evaluate.metrics import SSIM_WINDOW, ssim
 from sparvar.heap import mmap_large_blocks
 from sparvar.kernels import trim_memory
 from sparvar.progress import Progress
@@ -166,12 +166,6 @@ def _same(decoded: Tensor, image: Tensor) -> bool:
 
 
 def _ssim(image: Tensor, reference: Tensor) -> float | None:
-    """SSIM of images [3, H, W] or [B, 3, H, W], or None without torchmetrics and for other shapes."""
-    if importlib.util.find_spec("torchmetrics") is None:
-        return None
-    if image.ndim not in (3, 4) or min(image.shape[-2:]) < SSIM_WINDOW:
-        return None
-    from torchmetrics.functional.image import structural_similarity_index_measure as measure
-
-    pair = [part.reshape(-1, *part.shape[-3:]) for part in (image, reference)]
-    return float(measure(pair[0], pair[1], data_range=1.0))  # type: ignore[arg-type]
+    """SSIM of images [3, H, W] or [B, 3, H, W], or None for other shapes."""
+    measurable = image.ndim in (3, 4) and min(image.shape[-2:]) >= SSIM_WINDOW
+    return ssim(image, reference) if measurable else None

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from sparvar.backend import compile, detach
 from sparvar.errors import OptionError, message
+from sparvar.evaluate.metrics import mse, psnr_of_mse
 from sparvar.models.subject import Subject
 from sparvar.scale_plans import KVCompression, Plan
 
@@ -89,8 +88,7 @@ def calibrate_kv(
             finally:
                 detach(subject.model)
             pairs = zip(images, references, strict=True)
-            errors = [(image - reference).square().mean().clamp_min(1e-12) for image, reference in pairs]
-            tried[budget] = statistics.fmean(float(-10 * torch.log10(error)) for error in errors)
+            tried[budget] = statistics.fmean(psnr_of_mse(max(mse(*pair), 1e-12)) for pair in pairs)
         return tried[budget]
 
     found = least_budget(measure, search.low, search.high, min_psnr, search.steps)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from sparvar.calibrate.candidates.space import Choice
 from sparvar.calibrate.measure.measured import LEAST_MSE, Measured
+from sparvar.evaluate.metrics import psnr_of_mse
 from sparvar.scale_plans import Plan
 
 
@@ -36,7 +36,7 @@ class Trial:
 
     def predicted(self) -> dict[str, float]:
         """PSNR (dB; 100 where the plan is dense) and seconds before it was run."""
-        return {"psnr_db": -10 * math.log10(max(self.image_mse, LEAST_MSE)), "seconds": self.seconds}
+        return {"psnr_db": psnr_of_mse(max(self.image_mse, LEAST_MSE)), "seconds": self.seconds}
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

@@ -5,9 +5,9 @@ Each function gives a `Section`, or None where calibration did not look at it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from sparvar.evaluate.metrics import psnr_of_mse
 from sparvar.scale_plans import Plan
 from sparvar.tools.reports.calibration_figure import ALARM, INK, KINDS, OTHERS, SOFT, Report, Section
 from sparvar.tools.reports.text import plural
@@ -36,7 +36,7 @@ def left_out(plan: Plan, report: Report) -> Section | None:
     for each in found["reductions"]:
         kind = "scales" if each.get("skip") else "tokens" if each["pruned"] else "guidance"
         share = 100 * each["saves_seconds"] / whole
-        groups[kind].append((share, -10 * math.log10(max(each["mse"], 1e-10)), _name(each, plan)))
+        groups[kind].append((share, psnr_of_mse(max(each["mse"], 1e-10)), _name(each, plan)))
     chosen = report["budget"].get("min_psnr")
 
     def draw(figure: Any) -> None:
