@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,13 +129,20 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file, which must not be changed."""
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _parsed(text: str) -> ast.Module:
+    # By the text, not by the path: tests write other trees in the same place.
+    return ast.parse(text)
 
 
 def _imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[int, str]]:
     """(line, module of sparvar) for every import in a file, those inside functions too."""
-    for node in ast.walk(_parse(path)):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -157,8 +165,8 @@ def import_edges(name: str, path: Path, known: dict[str, Path]) -> set[str]:
 
 def _exports(path: Path, known: dict[str, Path]) -> set[str]:
     """Names a module takes from elsewhere: ``sparvar.explain`` the function hides the module of that name."""
-    body = _parse(path).body
-    body += [inner for node in body if _for_type_checkers(node) for inner in getattr(node, "body", [])]
+    body = parse(path).body
+    body = body + [inner for node in body if _for_type_checkers(node) for inner in getattr(node, "body", [])]
     imports = [node for node in body if isinstance(node, ast.ImportFrom) and not node.level]
     names = [(node.module, alias) for node in imports for alias in node.names]
     return {alias.asname or alias.name for module, alias in names if f"{module}.{alias.name}" not in known}
@@ -238,7 +246,7 @@ def init_problems(root: Path) -> list[str]:
     for name, path in modules(root).items():
         if path.name != "__init__.py":
             continue
-        for position, node in enumerate(_parse(path).body):
+        for position, node in enumerate(parse(path).body):
             names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
             docstring = position == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             version = name == "sparvar" and names == ["__version__"]
@@ -260,7 +268,7 @@ def environment_problems(root: Path) -> list[str]:
     for name, path in modules(root).items():
         if name == "sparvar.env":
             continue
-        for node in ast.walk(_parse(path)):
+        for node in ast.walk(parse(path)):
             attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
             names = {node.attr} if attribute and isinstance(node, ast.Attribute) else set()
             if isinstance(node, ast.ImportFrom) and node.module == "os":
@@ -336,7 +344,7 @@ def private_names(path: Path, own: set[str]) -> Iterator[tuple[int, str]]:
     Those are imports and attributes below the packages, attributes of any object that nothing of ``own``, the private
     names that sparvar itself defines, explains, and both as strings for `getattr` and its like and `import_module`.
     """
-    tree = _parse(path)
+    tree = parse(path)
     bound: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -369,7 +377,7 @@ def private_names(path: Path, own: set[str]) -> Iterator[tuple[int, str]]:
 
 def own_names(root: Path) -> set[str]:
     """Private names that the package itself defines."""
-    return set().union(*(_defined(_parse(path)) for path in modules(root).values()))
+    return set().union(*(_defined(parse(path)) for path in modules(root).values()))
 
 
 def private_name_problems(root: Path) -> list[str]:
@@ -392,7 +400,7 @@ def op_modules(root: Path) -> set[str]:
     """Modules that define an op of torch: by `torch.library`, or by ``define`` of our own on top of it."""
     found = set()
     for name, path in modules(root).items():
-        tree = _parse(path)
+        tree = parse(path)
         ours = any(
             isinstance(node, ast.ImportFrom)
             and node.module == "sparvar.kernels.common.library"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from tests.architecture.checks import import_edges, modules
+from tests.architecture.checks import import_edges, modules, parse
 
 MAX_FILES = 16
 MAX_PARAMETERS = 8
@@ -44,7 +44,7 @@ def parameter_problems(root: Path) -> list[str]:
     """
     problems = []
     for name, path in modules(root).items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        for node in ast.walk(parse(path)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _signature_is_read(node):
                 continue
             given = node.args
