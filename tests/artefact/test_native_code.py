@@ -56,6 +56,7 @@ def nothing_runs_by_command(place: Path, mark: Path, says: str, format: str = "a
     assert not mark.exists()
 
 
+@pytest.mark.aot
 @needs_compiler
 @pytest.mark.parametrize("name", ["begin.dat", "begin.PT2", "begin.pt2.dat", "begin", "begin.onnx", "README.md"])
 def test_a_program_under_another_name_does_not_run(tmp_path: Path, mark: Path, library: bytes, name: str) -> None:
@@ -69,6 +70,7 @@ def test_a_program_under_another_name_does_not_run(tmp_path: Path, mark: Path, l
         pack(tmp_path / "a", tmp_path / "a.sparvar")
 
 
+@pytest.mark.aot
 @needs_compiler
 def test_a_program_runs_where_it_is_trusted(tmp_path: Path, mark: Path, library: bytes) -> None:
     """The plant works: with trust its constructor runs, without it does not, in a folder or in one file."""

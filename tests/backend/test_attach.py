@@ -63,6 +63,7 @@ def test_torch_compile_by_name_attaches_and_runs_sparse(expected: torch.Tensor) 
     assert images.shape == expected.shape and torch.isfinite(images).all()
 
 
+@pytest.mark.slow
 def test_torch_compile_with_inductor_agrees_with_eager_inside() -> None:
     sides = (1, 2, 4, 6)
     model = tiny_model(sides)
@@ -111,6 +112,7 @@ def test_cache_is_one_buffer_that_grows_in_place() -> None:
     assert len({pointer for pointer, _ in seen[1:]}) == 1
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_images_and_rows_do_not_depend_on_the_batch() -> None:
     model = attached()
     both = generate(model, labels=["sea", "snow"], seed=5)
@@ -288,6 +290,7 @@ def test_recompile_limit_is_an_error_before_the_run_that_names_the_setting() -> 
         generate(model)
 
 
+@pytest.mark.slow
 def test_attaching_one_model_again_and_again_needs_no_higher_limit() -> None:
     model = attached()
     generate(model)

@@ -111,14 +111,12 @@ def plans(draw: st.DrawFn) -> Plan:
     return plan
 
 
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+DRAWN = settings(
+    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
 )
-@given(plans())
-def test_random_legal_plans(plan: Plan) -> None:
+
+
+def check(plan: Plan) -> None:
     exact, margin = slow(MODEL, "mountain", 50, plan)
     assume(margin > CLOSE)
     sparvar.compile(MODEL, plan, inner="eager")
@@ -127,6 +125,19 @@ def test_random_legal_plans(plan: Plan) -> None:
     finally:
         sparvar.detach(MODEL)
     torch.testing.assert_close(image, exact, rtol=1e-3, atol=1e-4)
+
+
+@given(plans())
+@settings(DRAWN, max_examples=5)
+def test_a_few_random_legal_plans(plan: Plan) -> None:
+    check(plan)
+
+
+@pytest.mark.slow
+@given(plans())
+@settings(DRAWN, max_examples=30)
+def test_random_legal_plans(plan: Plan) -> None:
+    check(plan)
 
 
 @pytest.mark.parametrize("policy", ["cs4a", "csla", "dense"])

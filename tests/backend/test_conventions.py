@@ -34,6 +34,8 @@ WAYS = [
     Convention(numpy=True),
     Convention(breaks=True),
 ]
+FEW = [Convention(), Convention("flash"), Convention(prefix=5)]
+"""Those of which all is tried in the fast tests; of the others, that each is recognised and exact."""
 
 
 DENSE: dict[str, Any] = {"layers": ["dense"] * 3, "cs4a": {}, "csla": {}, "decision_scale": None}
@@ -63,6 +65,7 @@ def kinds(attachment: Attachment) -> list[str]:
     return sorted(attachment.last.ran.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAYS, ids=name)
 def test_dense_plan_gives_the_models_own_result(how: Convention) -> None:
     expected = painter(how).autoregressive_infer_cfg(B=2)
@@ -82,7 +85,9 @@ def test_windows_that_hold_every_key_change_nothing(how: Convention) -> None:
         assert report.counts["kv_cache"] == grown, report.text
 
 
-@pytest.mark.parametrize("how", WAYS, ids=name)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=() if how in FEW else pytest.mark.slow) for how in WAYS], ids=name
+)
 def test_sites_decide_and_run_sparse_alike_however_attention_is_called(how: Convention) -> None:
     same, _ = attached(
         Convention(groups=how.groups, rope=how.rope, prefix=how.prefix, alone=how.alone, cross=how.cross)
@@ -93,6 +98,7 @@ def test_sites_decide_and_run_sparse_alike_however_attention_is_called(how: Conv
     assert kinds(attachment) == ["decide"] + ["sparse"] * 4
 
 
+@pytest.mark.slow
 def test_flash_attention_under_inductor_agrees_with_eager() -> None:
     model, _ = attached(Convention("flash"))
     other, _ = attached(Convention("flash"), inner="inductor")
@@ -188,6 +194,7 @@ def test_batch_halved_after_the_decision(scale: int) -> None:
     assert kinds(attachment) == ["decide"] + ["sparse"] * 4
 
 
+@pytest.mark.slow
 def test_guidance_off_is_another_batch_and_both_stay_compiled() -> None:
     model, attachment = attached(Convention())
     model.autoregressive_infer_cfg(B=1)
@@ -210,6 +217,7 @@ def several(exact: bool = False) -> tuple[Painter, Attachment, list[Plan]]:
     return model, attachment, plans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passed", [True, False], ids=["sites are told", "only the method is told"])
 def test_the_call_names_the_schedule_where_lengths_cannot(passed: bool) -> None:
     model, attachment, plans = several(exact=True)

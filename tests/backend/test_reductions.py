@@ -94,6 +94,7 @@ def test_mapped_columns_of_kept_tokens(model: LandscapeVAR) -> None:
     torch.testing.assert_close(image, slow(model, "mountain", 50, what), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_with_inductor(model: LandscapeVAR) -> None:
     what = CASES["both"]
     image = drawn(model, {**dense_changes(), **fields(what)})

@@ -86,6 +86,7 @@ def test_writes_a_plan_and_the_reasons(folder: Path) -> None:
     assert found["decisions"]["problems"] == []
 
 
+@pytest.mark.search
 def test_tokens_and_rows_are_left_out_where_the_budget_allows(folder: Path) -> None:
     """With the journal of the run before: what it measured is not measured again."""
     done = run(folder, "--min-psnr", "8", "--reduce", "--resume")
@@ -104,6 +105,7 @@ def test_tokens_and_rows_are_left_out_where_the_budget_allows(folder: Path) -> N
     (folder / "plan.json").write_bytes((folder / "first.json").read_bytes())
 
 
+@pytest.mark.search
 def test_a_slow_machine_gets_a_quick_search_that_measures_less_and_holds_the_budget(folder: Path) -> None:
     assert report(folder)["effort"]["fine"]  # a small model is drawn in no time
     [kept] = (folder / "cache").glob("pace-*.json")
@@ -156,6 +158,7 @@ def test_a_journal_is_not_gone_on_with_by_another_compiler(folder: Path) -> None
     assert done.exit_code == 1 and "'eager' as its compiler" in done.stderr and "by --inner" in done.stderr
 
 
+@pytest.mark.search
 def test_scales_are_skipped_where_asked_and_the_budget_allows(folder: Path) -> None:
     done = run(folder, "--min-psnr", "7", "--reduce", "--skip-scales", "--resume")
     assert done.exit_code == 0, done.output
@@ -167,6 +170,7 @@ def test_scales_are_skipped_where_asked_and_the_budget_allows(folder: Path) -> N
     assert "not drawn" in (folder / "calibration.html").read_text()
 
 
+@pytest.mark.search
 def test_a_cache_of_a_stated_size(folder: Path) -> None:
     done = run(folder, "--min-psnr", "8", "--max-kv", "0.2", "--reduce", "--resume")
     assert done.exit_code == 0, done.output
@@ -180,6 +184,7 @@ def test_a_cache_of_a_stated_size(folder: Path) -> None:
     assert "What the KV cache holds" in (folder / "calibration.html").read_text()
 
 
+@pytest.mark.search
 def test_a_cache_that_is_too_small_for_the_quality_names_the_nearest(folder: Path) -> None:
     done = run(folder, "--min-psnr", "99", "--max-kv", "0.15", "--resume")
     assert done.exit_code == 1
@@ -191,6 +196,7 @@ def test_a_cache_that_is_too_small_for_the_quality_names_the_nearest(folder: Pat
     assert "--max-kv: must be from 0.11, the sinks, to below" in " ".join(done.stderr.split())
 
 
+@pytest.mark.search
 def test_a_choice_per_image(folder: Path) -> None:
     done = run(folder, "--min-psnr", "7", "--per-image", "--reduce", "--resume")
     assert done.exit_code == 0, done.output
@@ -205,6 +211,7 @@ def test_a_choice_per_image(folder: Path) -> None:
     assert Plan.load(folder / "plan.json").adapt is None and not report(folder)["per_image"]["adopted"]
 
 
+@pytest.mark.search
 def test_the_same_seed_and_cost_table_give_the_same_plan(folder: Path) -> None:
     # In a folder of its own, so that nothing is taken from the journal.
     environment = {"SPARVAR_CACHE_DIR": str(folder / "cache"), "COLUMNS": "200"}
@@ -246,6 +253,7 @@ def test_seconds_that_no_plan_reaches_name_the_nearest(folder: Path, arguments: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_budget_of_ssim(folder: Path) -> None:
     done = run(folder, "--resume", "--min-ssim", "0.2")
     assert done.exit_code == 0, done.stderr
@@ -253,6 +261,7 @@ def test_a_budget_of_ssim(folder: Path) -> None:
     assert Plan.load(folder / "plan.json").measured["ssim"] >= 0.2
 
 
+@pytest.mark.slow
 def test_a_budget_of_output_error_bars_candidates_and_is_measured(folder: Path) -> None:
     seen = {}
     for most in ("0.02", "0.6"):
@@ -266,6 +275,7 @@ def test_a_budget_of_output_error_bars_candidates_and_is_measured(folder: Path) 
     assert seen["0.02"] != seen["0.6"]
 
 
+@pytest.mark.slow
 def test_seconds_for_a_gpu_are_its_roofline(folder: Path) -> None:
     done = run(folder, "--resume", "--min-psnr", "8", "--target", "h100")
     assert done.exit_code == 0, done.stderr
@@ -276,6 +286,7 @@ def test_seconds_for_a_gpu_are_its_roofline(folder: Path) -> None:
     assert "nothing was run there" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_random_weights_at_a_usual_budget_stay_dense(folder: Path) -> None:
     done = run(folder, "--resume", "--min-psnr", "60")
     assert done.exit_code == 0, done.stderr
@@ -283,6 +294,7 @@ def test_random_weights_at_a_usual_budget_stay_dense(folder: Path) -> None:
     assert Plan.load(folder / "plan.json").planned_sites() == 0
 
 
+@pytest.mark.search
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     stopped = run(tmp_path, "--min-psnr", "8", "--max-seconds-total", "1")
     assert stopped.exit_code == 1
@@ -299,6 +311,7 @@ def lines_of(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.is_file() else 0
 
 
+@pytest.mark.search
 @pytest.mark.parametrize("lines", [1, 12])
 def test_killed_at_any_moment_it_resumes_to_the_same_plan(folder: Path, tmp_path: Path, lines: int) -> None:
     # The cost table is the one of the finished run: seconds of another moment may give another plan.
@@ -321,6 +334,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_plan(folder: Path, tmp_path
     assert Plan.load(tmp_path / "plan.json").digest == Plan.load(folder / "first.json").digest
 
 
+@pytest.mark.search
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
 def test_a_full_disk_loses_nothing(folder: Path, tmp_path: Path) -> None:
     import resource

@@ -112,6 +112,7 @@ def test_an_all_dense_plan_says_why() -> None:
     assert "the graph is empty" in reader.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csla", "cs4a"])
 @pytest.mark.parametrize("correction", [True, False])
 def test_a_plan_of_one_policy(kind: str, correction: bool) -> None:
@@ -166,6 +167,7 @@ MISSING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "images", "sentences"), MISSING)
 def test_what_a_report_lacks_is_left_out_with_a_sentence(
     change: Callable[[Report], None], images: int, sentences: list[str]

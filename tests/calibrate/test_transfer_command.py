@@ -51,6 +51,7 @@ def run(folder: Path, plan: Plan, *arguments: str, **how: Any) -> Result:
     return CliRunner().invoke(app, arguments_of(folder, plan, *arguments, **how), env={"COLUMNS": "200"})
 
 
+@pytest.mark.slow
 def test_carries_a_plan_and_measures_it(tmp_path: Path, plan: Plan) -> None:
     command = [sys.executable, "-m", "sparvar.tools", *arguments_of(tmp_path, plan, "--size", "24x48")]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)

@@ -39,6 +39,7 @@ def test_every_example_has_a_test() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
 
 
+@pytest.mark.slow
 def test_first_image(tiny: Tiny, tmp_path: Path) -> None:
     printed = run("first_image", "--weights", tiny.weights, "--plan", tiny.path, "--out", "images", place=tmp_path)
     dense, sparse = (Image.open(tmp_path / "images" / f"{name}.png") for name in ("dense", "sparse"))
@@ -65,6 +66,7 @@ def test_infinity(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "cat.png").size == (6, 6)
 
 
+@pytest.mark.slow
 def test_calibrate(tmp_path: Path) -> None:
     printed = run("calibrate", "--model", "tests.export.small:build", "--min-psnr", "3", place=tmp_path)
     plan = Plan.load(tmp_path / "plan.json")
@@ -73,6 +75,7 @@ def test_calibrate(tmp_path: Path) -> None:
     assert plan.digest[:19] in printed
 
 
+@pytest.mark.slow
 def test_export_and_run(tmp_path: Path) -> None:
     """As ONNX, whose programs are made in seconds; `tests/export` makes AOTInductor's."""
     short_plan(build_short()).save(tmp_path / "plan.json")
@@ -83,6 +86,7 @@ def test_export_and_run(tmp_path: Path) -> None:
     assert (tmp_path / "small" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["SparVAR", "FastVAR", "SparseVAR", "ToMe", "SkipVAR", "sparvar's plan"])
 def test_compare_methods(method: str, compared: str) -> None:
     assert re.search(rf"{method}.* s +\d+\.\d+ times faster +\d+\.\d dB", compared)

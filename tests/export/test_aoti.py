@@ -34,6 +34,7 @@ class Chain(nn.Module):
         return low.float()
 
 
+@pytest.mark.aot
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits_are_rounded_where_the_model_rounds_them(dtype: torch.dtype, tmp_path: Path) -> None:
     x = torch.linspace(-1, 1, 4096)

@@ -22,6 +22,8 @@ from sparvar.export import export_artefact
 from tests.export.conftest import Exported, command, environment
 from tests.export.small import least, least_plan
 
+pytestmark = pytest.mark.aot
+
 SAME = 1e-4
 """Two batch sizes, or two compilers, may differ in the last digits of an image."""
 

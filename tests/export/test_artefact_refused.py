@@ -21,6 +21,8 @@ from sparvar.artefact.manifest.schema import FileSpec
 from sparvar.errors import ArtefactError, OptionError
 from tests.export.conftest import Exported, command, environment
 
+pytestmark = pytest.mark.aot
+
 
 @pytest.fixture
 def copy(exported: Exported, tmp_path: Path) -> Iterator[Path]:

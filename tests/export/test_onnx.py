@@ -27,6 +27,8 @@ from sparvar.export.trace import Program, export_graph
 from sparvar.progress import Silent
 from tests.export.small import build_short, short_plan
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["mountain", "sea"]
 SEED = 3
 

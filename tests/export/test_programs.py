@@ -39,11 +39,11 @@ def in_process(made: Generation, plan: Plan, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "images"),
     [
-        ({}, 1),
-        ({}, 2),
         ({"output_correction": True}, 1),
-        ({"index_map": "footprint", "sink_scales": 1, "column_sum_stride": 2}, 1),
-        ({"cs4a": {3: {"budget": 0.7}, 4: {"budget": 0.2}}}, 1),
+        pytest.param({}, 1, marks=pytest.mark.slow),
+        pytest.param({}, 2, marks=pytest.mark.slow),
+        pytest.param({"index_map": "footprint", "sink_scales": 1, "column_sum_stride": 2}, 1, marks=pytest.mark.slow),
+        pytest.param({"cs4a": {3: {"budget": 0.7}, 4: {"budget": 0.2}}}, 1, marks=pytest.mark.slow),
     ],
 )
 def test_programs_give_the_image_of_the_in_process_path(changes: dict[str, Any], images: int) -> None:
@@ -56,6 +56,7 @@ def test_programs_give_the_image_of_the_in_process_path(changes: dict[str, Any],
     torch.testing.assert_close(image, wanted, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_other_ratios_of_an_image() -> None:
     model = small_model()
     schedule = ((1, 1), (2, 3), (4, 5), (5, 8))
@@ -83,6 +84,7 @@ def test_one_program_per_scale_and_kind() -> None:
     assert calls[:3] == [("scale01-dense", (0, 1, 2)), ("scale02-dense", (0,)), ("scale02-decide", (1,))]
 
 
+@pytest.mark.slow
 def test_depth_adds_calls_but_no_programs() -> None:
     from tests.tiny import tiny_model
 
@@ -98,6 +100,7 @@ def test_depth_adds_calls_but_no_programs() -> None:
     )
 
 
+@pytest.mark.slow
 def test_layers_that_dynamo_tells_apart_share_a_graph() -> None:
     """As where upstream's first layer alone has no stochastic depth: another type, and the same operations."""
 
@@ -189,6 +192,7 @@ def test_examples_of_inputs() -> None:
         golden_inputs(family, {"text": torch.zeros(2)})
 
 
+@pytest.mark.slow
 def test_default_plans_export_too() -> None:
     model = small_model()
     plan = default_plan(

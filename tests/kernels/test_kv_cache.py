@@ -222,6 +222,7 @@ def test_errors(call: Any, text: str) -> None:
     assert text in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are asked for on Linux only")
 def test_large_buffers_are_used_again_and_given_back() -> None:
     """Memory of a dropped cache serves the next one of its size; another size or a release frees it."""

@@ -140,6 +140,7 @@ BUILD = """
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_processes_share_one_build_and_damage_is_repaired(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment = {**os.environ, "SPARVAR_CACHE_DIR": str(tmp_path), "SPARVAR_CPU_KERNELS": "native"}

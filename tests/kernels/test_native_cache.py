@@ -110,6 +110,7 @@ def test_damaged_libraries_are_built_again(cache: Cache) -> None:
     assert cache.builds == 1 + found["tried"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_next_process_is_told(cache: Cache, seed: int) -> None:
     first = cache.run()
@@ -220,6 +221,7 @@ def test_a_library_that_lacks_a_function_is_built_again(here: Cache, tmp_path: P
     assert len(list(here.folder.glob("*.so"))) == 1, "other flags were not tried"
 
 
+@pytest.mark.slow
 @needs_c
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
 def test_a_folder_that_others_can_write_is_not_used(cache: Cache, tmp_path: Path, mode: int) -> None:

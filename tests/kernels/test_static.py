@@ -43,6 +43,7 @@ def test_the_table_is_complete_and_without_problems(table: dict[str, Any]) -> No
     assert [row for row in table["cases"] if row["problems"]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPILED_HERE, ids=lambda case: case.name)
 def test_no_kernel_got_worse(case: kernels.StaticCase, table: dict[str, Any]) -> None:
     """With another toolchain registers and memory may differ; spills and missing tensor cores are wrong with any."""

@@ -21,7 +21,10 @@ def test_the_interpreters_tests_are_found() -> None:
     assert {"test_attention_stats.py", "test_column_sparse.py", "test_column_sums.py"} <= set(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
+FAST = "test_attention_stats.py"
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == FAST else pytest.mark.slow) for name in FILES])
 def test_interpreter(name: str) -> None:
     """Run one file of tests/kernels/triton with kernels interpreted: every test passes and none is skipped."""
     done = subprocess.run(
@@ -104,6 +107,7 @@ def test_unchecked_lists_cost_no_kernel() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "variables"),
     [

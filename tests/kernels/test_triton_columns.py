@@ -42,6 +42,7 @@ def scratch_bytes(compiled: Any, folder: Path) -> int:
     return sum(map(int, found))
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: str(target[1]))
 def test_compiles_without_spills(target: tuple[str, Any, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,7 @@ def test_a_skipping_method_against_the_slow_reference(name: str) -> None:
     torch.testing.assert_close(image, exact, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_on_the_shipped_models_classes(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
     names = ("FastVAR", "skip last 1", "SparVAR, skipping", "HACK, KV / 8", "mine")
     only = [part for name in names for part in ("--only", name)]
@@ -112,6 +113,7 @@ def test_on_the_shipped_models_classes(invoke: Any, tiny: Tiny, tmp_path: Path) 
     assert "block FLOPs" in done.stdout
 
 
+@pytest.mark.slow
 def test_on_a_shape_as_a_user_runs_it(tmp_path: Path) -> None:
     """Blocks with guidance and cross-attention; scales are skipped, too, though no family knows this model."""
     names = ("SparVAR", "conditional last 1", "skip last 2", "ToMe, skipping", "HACK, KV / 8")
@@ -135,6 +137,7 @@ def test_on_a_shape_as_a_user_runs_it(tmp_path: Path) -> None:
     assert "promised" in done.stdout and "PSNR" not in done.stdout
 
 
+@pytest.mark.slow
 def test_code_draws_the_rest_with_a_smaller_model(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
     """With itself as the refiner it draws the same images, and its work is counted twice where both run."""
     names = ("ToMe", "CoDe", "CoDe, skipping")
@@ -164,6 +167,7 @@ def test_code_draws_the_rest_with_a_smaller_model(invoke: Any, tiny: Tiny, tmp_p
     assert 0 < short["psnr_db_mean"] < 60
 
 
+@pytest.mark.slow
 def test_code_on_shapes(invoke: Any, tmp_path: Path) -> None:
     names = ("CoDe", "CoDe, skipping")
     only = [part for name in names for part in ("--only", name)]

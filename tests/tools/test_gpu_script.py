@@ -27,6 +27,7 @@ def python(*arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_dry_run() -> None:
     before = sorted((FOLDER / "results").iterdir())
     lines = python("gpu.py", "--dry-run", "--skip-tests")
