@@ -14,6 +14,7 @@ from sparvar.tools.bench import static as bench_static
 from tests.tools.conftest import Tiny
 
 
+@pytest.mark.slow
 def test_generate_quick(invoke: Any, tiny: Tiny, tmp_path: Path) -> None:
     done = invoke("bench", "generate", "--quick", "--json", tmp_path / "out.json", *tiny.options)
     assert done.exit_code == 0, done.stderr
@@ -67,6 +68,7 @@ def test_run_case_takes_ratios_in_both_directions() -> None:
     assert bench_ops.run_case(case, rounds=1)["ratio"].startswith("ours / other")
 
 
+@pytest.mark.slow
 def test_static_quick(invoke: Any, tmp_path: Path) -> None:
     done = invoke("bench", "ops", "--static", "--quick", "--json", tmp_path / "static.json")
     assert done.exit_code == 0, done.stderr

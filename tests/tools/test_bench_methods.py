@@ -183,6 +183,7 @@ def test_code_on_shapes(invoke: Any, tmp_path: Path) -> None:
     assert rows["CoDe"]["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_shape_without_guidance_has_no_methods_that_leave_it_out(invoke: Any, tmp_path: Path) -> None:
     names = ("ToMe", "sinks and local, KV / 8")
     only = [part for name in names for part in ("--only", name)]

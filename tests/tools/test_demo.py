@@ -45,6 +45,7 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, run_command("demo", "--out", folder, "--images", "1", "--runs", "1", *tiny.options)
 
 
+@pytest.mark.slow
 def test_writes_every_file_and_ends_with_a_table(finished: Any, tiny: Tiny) -> None:
     folder, done = finished
     assert done.returncode == 0, done.stderr
@@ -59,6 +60,7 @@ def test_writes_every_file_and_ends_with_a_table(finished: Any, tiny: Tiny) -> N
     assert Plan.load(folder / "plan.json") == tiny.plan
 
 
+@pytest.mark.slow
 def test_the_picture_has_three_columns_and_the_page_needs_nothing_else(finished: Any) -> None:
     folder, _ = finished
     width, height = Image.open(folder / "comparison.png").size
@@ -70,6 +72,7 @@ def test_the_picture_has_three_columns_and_the_page_needs_nothing_else(finished:
     assert "<svg" in text
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_files_of_before_whole(finished: Any, tiny: Tiny) -> None:
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -81,6 +81,7 @@ def test_a_schedule_that_it_cannot_draw(schedule: object, says: str) -> None:
     generate(model)
 
 
+@pytest.mark.slow
 def test_one_carried_plan_serves_every_size() -> None:
     model = tiny_model()
     dense = {schedule: generate(model, scale_schedule=schedule) for schedule in (WIDE, TALL, SQUARE)}
