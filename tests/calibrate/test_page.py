@@ -280,12 +280,12 @@ def test_problems_of_the_graph_are_shown() -> None:
 
 
 def test_a_page_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Figures are left out" not in whole_text()
     plan = make_plan(6)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     reader = read(plan, make_report(plan))
     assert not reader.images and "Quality against time" in reader.text
     assert "Figures are left out, as matplotlib is not installed: pip install 'sparvar[plots]'" in reader.text
-    assert "Figures are left out" not in whole_text()
 
 
 @pytest.mark.usefixtures("no_figures")
