@@ -81,7 +81,7 @@ def read(plan: Plan, report: Report) -> Reader:
     return reader
 
 
-@pytest.mark.parametrize("layers", [1, 6, 40])
+@pytest.mark.parametrize("layers", [1, 6, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_whole_page(layers: int) -> None:
     plan = make_plan(layers)
     reader = read(plan, make_report(plan))

@@ -23,6 +23,8 @@ from sparvar.export.trace import export_graph
 from sparvar.progress import Silent
 from tests.export.small import build_short, short_plan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made() -> Generation:

@@ -115,6 +115,7 @@ def test_diverging_run_stops(tmp_path: Path) -> None:
         run_loop(config, model, lambda step, generator: model.weight.sum() * float("nan"), lambda average: {})
 
 
+@pytest.mark.slow
 def test_transformer_learns(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = BitTokenizer(dim=8, patch=4, sides=(1, 2, 4, 8), width=8, depth=1)
