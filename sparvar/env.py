@@ -8,19 +8,6 @@ from typing import Literal, cast
 
 from sparvar.errors import OptionError, message
 
-__all__ = [
-    "VARIABLES",
-    "cache_dir",
-    "compilers",
-    "cpu_kernels",
-    "current",
-    "gpu_checks",
-    "gpu_kernels",
-    "gpu_tune",
-    "quiet_profiler",
-    "upstream",
-]
-
 CpuKernels = Literal["auto", "native", "portable"]
 GpuKernels = Literal["auto", "triton", "portable"]
 GpuTune = Literal["pinned", "search"]

@@ -8,21 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = [
-    "ArtefactError",
-    "CaptureError",
-    "KernelError",
-    "OptionError",
-    "OutputError",
-    "PlanError",
-    "PlanWarning",
-    "SessionError",
-    "SparvarError",
-    "SparvarWarning",
-    "WeightsError",
-    "message",
-]
-
 
 def message(subject: str, must: str, got: object, remedy: str = "") -> str:
     """Return ``subject: must ..., got ...; remedy``.

@@ -17,17 +17,6 @@ from typing import BinaryIO
 
 from sparvar.errors import OutputError, message
 
-__all__ = [
-    "locked",
-    "make_folder",
-    "new_file",
-    "output_error",
-    "replacing",
-    "sync_folder",
-    "temporary_name",
-    "write_whole",
-]
-
 
 def output_error(path: Path, error: OSError) -> OutputError:
     """What to raise where ``path`` could not be written."""

@@ -65,6 +65,3 @@ def _set(mapped: int, trimmed: int | None = None) -> bool:
     set_option(MMAP_THRESHOLD, mapped)
     set_option(TRIM_THRESHOLD, mapped if trimmed is None else trimmed)
     return True
-
-
-__all__ = ["LARGE", "SMALL", "can_return", "mmap_large_blocks", "return_freed"]

@@ -25,19 +25,6 @@ from sparvar import env
 from sparvar.errors import SparvarError, message
 from sparvar.files import make_folder, new_file, sync_folder, temporary_name
 
-__all__ = [
-    "CodeFolder",
-    "UnsafeFileError",
-    "code_folder",
-    "not_private",
-    "open_private",
-    "read_sealed",
-    "seal",
-    "seal_path",
-    "tighten",
-    "write_sealed",
-]
-
 
 class UnsafeFileError(SparvarError):
     """A file is not private, or not the one that was sealed: ``must`` and ``got`` as in `message`."""

@@ -37,6 +37,3 @@ class Part:
     def step(self, text: str, share: float = 0.0) -> None:
         """See `TaskProgress.step`."""
         self.whole.step(text, self.start + share * (self.end - self.start))
-
-
-__all__ = ["Part", "Progress", "Silent", "TaskProgress"]

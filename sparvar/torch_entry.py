@@ -18,8 +18,6 @@ from sparvar.compiler.torch_compat import call_before_wrapping
 from sparvar.errors import OptionError, message
 from sparvar.options import Options
 
-__all__ = ["sparvar_backend"]
-
 
 def sparvar_backend(
     module: fx.GraphModule,

@@ -23,8 +23,6 @@ from sparvar.errors import ArtefactError, OutputError, SparvarWarning, message
 from sparvar.files import locked, make_folder, output_error, replacing
 from sparvar.private_files import UnsafeFileError, code_folder, not_private, tighten
 
-__all__ = ["check_files", "pack", "unpack"]
-
 CHUNK = 1 << 20
 AGAIN = "the artefact is damaged: get it again, or export it again"
 LONG_AGO = (1980, 1, 1, 0, 0, 0)

@@ -12,8 +12,6 @@ from typing import BinaryIO
 from sparvar.artefact.manifest.paths import NEVER
 from sparvar.errors import ArtefactError, message
 
-__all__ = ["is_pickle", "refuse_pickles"]
-
 LOOKED_AT = 1 << 20
 """Bytes from a file's beginning that are read as opcodes."""
 REMEDY = "artefacts are data, a pickle runs code when it is read; get the artefact from someone else"

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["TensorFile"]
-
 NAMES = {
     "BOOL": "bool",
     "U8": "uint8",

@@ -12,8 +12,6 @@ from sparvar.errors import ArtefactError, message
 from sparvar.files import locked, replacing
 from sparvar.private_files import UnsafeFileError, open_private
 
-__all__ = ["known", "remember", "require_trust"]
-
 DIGEST = re.compile("[0-9a-f]{64}")
 
 

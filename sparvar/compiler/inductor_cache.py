@@ -15,8 +15,6 @@ from sparvar.compiler.torch_compat import graph_pass_class, user_post_passes
 from sparvar.passes import PASSES, uuid
 from sparvar.version import __version__
 
-__all__ = ["CONTRACTS", "contracts_digest", "post_pass"]
-
 CONTRACTS = (
     "sparvar.kernels.attention_stats.op",
     "sparvar.kernels.column_sparse_attention.op",

@@ -21,26 +21,6 @@ from torch.export import ExportedProgram
 
 from sparvar.errors import CaptureError, message
 
-__all__ = [
-    "ASSERT_METADATA",
-    "call_before_wrapping",
-    "compile_files",
-    "compile_graph",
-    "compile_with_limit",
-    "dynamo_source",
-    "exceeds_limit",
-    "fake_mode",
-    "fold_numpy",
-    "graph_pass_class",
-    "inductor_settings",
-    "is_compiled",
-    "package_files",
-    "recompile_limits",
-    "unsupported",
-    "user_post_passes",
-    "without_examples",
-]
-
 VARIANTS = 32
 """Models, batch sizes and dtypes of one schedule that a process may use, where the user has set no limit to them."""
 

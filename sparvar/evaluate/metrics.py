@@ -94,6 +94,3 @@ def _blurred(values: Array) -> Array:
         padded = np.pad(values, widths, mode="reflect")
         values = np.lib.stride_tricks.sliding_window_view(padded, SSIM_WINDOW, axis=axis) @ weights
     return values
-
-
-__all__ = ["SSIM_WINDOW", "mse", "psnr", "psnr_of_mse", "ssim"]

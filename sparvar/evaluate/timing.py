@@ -107,15 +107,3 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup
 def ratio(over: list[float], under: list[float]) -> Spread:
     """Spread of the round-by-round ratios ``over / under``."""
     return Spread.of([a / b for a, b in zip(over, under, strict=True)])
-
-
-__all__ = [
-    "Generation",
-    "Spread",
-    "decode_median",
-    "interleave",
-    "ratio",
-    "scale_medians",
-    "synchronize",
-    "timed_generation",
-]

@@ -290,6 +290,3 @@ def _file(path: Path) -> FileSpec:
         while block := file.read(1 << 20):
             digest.update(block)
     return FileSpec(digest.hexdigest(), path.stat().st_size)
-
-
-__all__ = ["FORMATS", "Export", "export_artefact"]

@@ -303,5 +303,3 @@ class Attachment:
 
 
 _NOT_RUN = object()
-
-__all__ = ["Attachment"]

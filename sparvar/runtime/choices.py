@@ -103,6 +103,3 @@ class Chooser:
         self.choices.counts[chosen.name] += 1
         self.choices.seconds.append(self.spent + time.perf_counter() - started)
         return chosen
-
-
-__all__ = ["Choices", "Chooser", "edge_change", "features", "fine_share"]

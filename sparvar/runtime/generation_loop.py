@@ -185,18 +185,3 @@ def scale_visitor(attachment: Attachment, plan: Plan, family: Family) -> Visit |
         return chosen.drawn
 
     return visit
-
-
-__all__ = [
-    "Eager",
-    "Stages",
-    "caching",
-    "call_for",
-    "check_schedule",
-    "draw_images",
-    "generate_truncated",
-    "run_family",
-    "run_scales",
-    "scale_visitor",
-    "through_blocks",
-]

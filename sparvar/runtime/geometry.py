@@ -5,8 +5,6 @@ from __future__ import annotations
 from sparvar.kernels import ColumnMap, LocalWindows, QueryTiles, Schedule
 from sparvar.scale_plans import Plan
 
-__all__ = ["column_map", "local_windows", "query_tiles"]
-
 
 def _schedule(plan: Plan) -> Schedule:
     return Schedule.of(plan.schedule, plan.prefix)

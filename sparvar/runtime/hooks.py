@@ -135,6 +135,3 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-__all__ = ["Hook", "Hooks", "SiteTimes"]

@@ -183,6 +183,3 @@ def tokens_of(args: tuple[Any, ...], kwargs: dict[str, Any], site: str) -> int:
     raise CaptureError(
         message(f"site {site}", "be called with tokens [B, N, C] as its first tensor", "no tensor of 3 dimensions")
     )
-
-
-__all__ = ["LeftAlone", "Prepared", "Router"]

@@ -74,6 +74,3 @@ class CompiledSites(Protocol):
     def unwrap_error(self, error: BaseException) -> BaseException:
         """The error of ours inside one that the compiler raised, or that one."""
         ...
-
-
-__all__ = ["CompiledSites", "Graphs", "Site"]

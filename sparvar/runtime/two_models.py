@@ -158,6 +158,3 @@ def _refine(draft: Call, refine: Call, handover: int, seen: Mapping[int, State])
     going_on = replace(refine, draw=draft.draw, after=draft.after)
     with _running(refine):
         return run_scales(_Refining(going_on, seen), last, at_least_drafted)
-
-
-__all__ = ["collaborate"]

@@ -63,6 +63,3 @@ def _may(models: Sequence[Logistic], least: float, image: Sequence[float]) -> in
     while count < len(models) and models[count].probability(image) >= least:
         count += 1
     return count
-
-
-__all__ = ["FEATURES", "Adapt", "Logistic", "decide"]

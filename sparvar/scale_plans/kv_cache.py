@@ -62,6 +62,3 @@ class KVCompression(Record):
             return None
         counts = self.keep[scale]
         return round(sum(counts[kind] for kind in kinds) / len(kinds))
-
-
-__all__ = ["KINDS", "WHOLE", "KVCompression"]

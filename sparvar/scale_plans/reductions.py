@@ -64,6 +64,3 @@ class Skip(Record):
 
     last: int
     """How many of the last scales; the image is decoded from what was accumulated before them."""
-
-
-__all__ = ["FILLS", "SCORES", "Guidance", "PrunedSpan", "Pruning", "Skip"]

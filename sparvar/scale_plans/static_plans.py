@@ -40,6 +40,3 @@ def graph_bound(plan: PlanFields) -> tuple[int, int]:
         return 1, sum(kinds[: plan.drawn])
     halves = len(plan.adapt.conditional)
     return 1 + len(plan.adapt.skip) + halves, sum(kinds) + sum(kinds[len(kinds) - halves :])
-
-
-__all__ = ["chosen_changes", "graph_bound"]

@@ -80,6 +80,3 @@ def attention_share(plan: PlanFields) -> float:
     """
     dense, drawn = total_work(plan, 0.0)
     return drawn / dense if dense else 1.0
-
-
-__all__ = ["ScaleWork", "attention_share", "scale_work", "total_work"]

@@ -9,8 +9,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from sparvar.tools.console import notes
 
-__all__ = ["Lines", "ProgressBar", "ShareBar", "time_left"]
-
 
 class ProgressBar(Progress):
     """A `sparvar.progress.Progress` that counts its steps; where the console is no terminal each step is a line."""

@@ -10,8 +10,6 @@ from pathlib import Path
 from sparvar.errors import OutputError, message
 from sparvar.files import write_whole
 
-__all__ = ["prepare_file", "prepare_folder", "write_files"]
-
 ROOM = 64 << 20
 """Bytes that must be free before a demo starts; its files take about a tenth."""
 

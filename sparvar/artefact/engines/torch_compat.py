@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["package_runner"]
-
 
 def package_runner(path: Path, runners: int, device: torch.device) -> Callable[[list[Any]], list[Any]]:
     """Load the AOTInductor package at ``path`` and return what runs it on a list of tensors, which it empties.

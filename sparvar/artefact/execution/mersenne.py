@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Generator"]
-
 Words = NDArray[np.uint64]
 Singles = NDArray[np.float32]
 Doubles = NDArray[np.float64]

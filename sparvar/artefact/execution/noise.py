@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from sparvar.artefact.execution.mersenne import Generator
 
-__all__ = ["NoiseStream", "NumpyNoiseStream", "TorchNoiseStream", "image_seeds", "numpy_noise", "torch_noise"]
-
 Array = TypeVar("Array")
 Source = TypeVar("Source")
 

@@ -19,8 +19,6 @@ from sparvar.artefact.manifest.schema import (
 )
 from sparvar.errors import ArtefactError, message
 
-__all__ = ["check_manifest", "check_tensors"]
-
 STORED = {"weights/": WEIGHTS, "constants/": CONSTANTS}
 """Beginning of a value's name -> the file that holds the tensor."""
 GIVEN = (*STORED, "inputs/", "noise/")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["DTYPES"]
-
 DTYPES: dict[str, int] = {
     "bool": 1,
     "uint8": 1,

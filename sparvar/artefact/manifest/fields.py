@@ -10,8 +10,6 @@ from typing import Any, NoReturn
 from sparvar.artefact.manifest.paths import NEVER, path_problem
 from sparvar.errors import ArtefactError, message
 
-__all__ = ["Field", "parse"]
-
 SHOWN = 80
 
 

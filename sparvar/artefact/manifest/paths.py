@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-__all__ = ["LIBRARIES", "NATIVE", "NEVER", "REFUSED", "clashes", "native_name", "path_problem", "refused_name"]
-
 LIBRARIES = (".so", ".dll", ".dylib")
 """Endings of shared libraries."""
 NATIVE = (*LIBRARIES, ".pt2", ".engine")

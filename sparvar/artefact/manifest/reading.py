@@ -31,8 +31,6 @@ from sparvar.artefact.manifest.schema import (
 )
 from sparvar.errors import ArtefactError, message
 
-__all__ = ["parse_manifest", "read_manifest", "read_shape"]
-
 KINDS = ("class", "number", "tensor")
 DISTRIBUTIONS = ("uniform", "exponential", "normal")
 DIGITS = re.compile("[0-9a-f]{64}")

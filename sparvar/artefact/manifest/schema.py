@@ -11,27 +11,6 @@ from typing import Any
 from sparvar.artefact.formats import FORMATS
 from sparvar.artefact.manifest.paths import native_name
 
-__all__ = [
-    "CONSTANTS",
-    "LAYER",
-    "MANIFEST",
-    "SCHEMA",
-    "WEIGHTS",
-    "BufferSpec",
-    "FileSpec",
-    "FormatSpec",
-    "Golden",
-    "InputSpec",
-    "Manifest",
-    "ModelFacts",
-    "NoiseSpec",
-    "PlanFacts",
-    "ProgramSpec",
-    "Step",
-    "TensorSpec",
-    "content_digest",
-]
-
 FORMAT = "sparvar-artefact"
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -8,8 +8,6 @@ from torch import Tensor
 from sparvar.kernels.common.binding import attention
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["run"]
-
 QUERY_TILE = 128
 
 

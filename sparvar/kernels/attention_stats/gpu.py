@@ -12,8 +12,6 @@ from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.device_code import NATS, add_weighted, head_pointer, load_rows, softmax_step
 from sparvar.kernels.common.launch import launch
 
-__all__ = ["KERNELS", "pinned", "run"]
-
 
 @triton.jit
 def attention_stats_kernel(

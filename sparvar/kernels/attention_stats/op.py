@@ -12,8 +12,6 @@ from sparvar.kernels.attention_stats import cpu, portable
 from sparvar.kernels.common.checks import attention_output, check_attention
 from sparvar.kernels.common.library import ByDevice, define
 
-__all__ = ["attention_stats"]
-
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Any, ...]:
     check_attention(q, k, v)

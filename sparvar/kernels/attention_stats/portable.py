@@ -7,8 +7,6 @@ from torch import Tensor
 
 from sparvar.kernels.common.checks import attention_output
 
-__all__ = ["run"]
-
 BLOCK = 512
 
 

@@ -22,8 +22,6 @@ from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.library import launchable
 from sparvar.kernels.common.torch_compat import GLUON_VERSIONS
 
-__all__ = ["KERNELS", "Choice", "candidates", "pinned", "run"]
-
 
 @triton.jit
 def column_sparse_kernel(

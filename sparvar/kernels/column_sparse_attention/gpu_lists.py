@@ -13,8 +13,6 @@ from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.common.launch import launch
 from sparvar.kernels.common.torch_compat import assert_on_device
 
-__all__ = ["assert_good", "check_lists", "check_lists_kernel", "flag"]
-
 BLOCK = 1024
 MESSAGE = "indices, counts: must be ascending lists of keys that exist without duplicates, of 1 to K columns each"
 

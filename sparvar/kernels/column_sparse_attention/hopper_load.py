@@ -9,8 +9,6 @@ import triton.experimental.gluon as gluon
 import triton.experimental.gluon.language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
-__all__ = ["count_of", "place", "produce", "tokens"]
-
 
 @gluon.jit
 def tile_of(item, tiles):

@@ -14,8 +14,6 @@ from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.library import ByDevice, define
 
-__all__ = ["column_sparse_attention"]
-
 
 def _checked(
     q: Tensor, k: Tensor, v: Tensor, columns: Columns, scale: float, tiles: QueryTiles, correction: Tensor | None

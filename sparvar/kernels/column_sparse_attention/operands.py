@@ -8,8 +8,6 @@ from sparvar.kernels.common.binding import list_strides
 from sparvar.kernels.common.blocks import operand
 from sparvar.kernels.common.columns import Columns
 
-__all__ = ["operands"]
-
 
 def operands(
     qkv: tuple[Tensor, Tensor, Tensor], out: Tensor, columns: Columns, correction: Tensor | None

@@ -9,8 +9,6 @@ from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.columns import Columns, check_lists
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["run"]
-
 
 def run(
     q: Tensor, k: Tensor, v: Tensor, columns: Columns, scale: float, tiles: QueryTiles, correction: Tensor | None

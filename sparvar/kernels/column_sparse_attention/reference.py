@@ -8,8 +8,6 @@ from torch import Tensor
 from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["masked_attention", "run"]
-
 
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float, correction: Tensor | None

@@ -8,8 +8,6 @@ from sparvar.kernels.common.binding import attention
 from sparvar.kernels.common.columns import Columns, KeptTokens
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["run"]
-
 
 def run(
     q: Tensor, k: Tensor, v: Tensor, columns: Columns, scale: float, kept: KeptTokens, correction: Tensor | None

@@ -13,8 +13,6 @@ from sparvar.kernels.common.checks import attention_output, check_attention, che
 from sparvar.kernels.common.columns import Columns, KeptTokens
 from sparvar.kernels.common.library import ByDevice, define
 
-__all__ = ["column_sparse_rows"]
-
 
 def _checked(
     q: Tensor, k: Tensor, v: Tensor, columns: Columns, scale: float, kept: KeptTokens, correction: Tensor | None

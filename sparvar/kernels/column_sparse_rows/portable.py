@@ -15,8 +15,6 @@ from sparvar.kernels.common.checks import attention_output
 from sparvar.kernels.common.columns import Columns, KeptTokens
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["filtered", "run"]
-
 PIECE = 64
 
 

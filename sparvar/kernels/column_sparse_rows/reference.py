@@ -8,8 +8,6 @@ from torch import Tensor
 from sparvar.kernels.column_sparse_attention.reference import masked_attention
 from sparvar.kernels.common.columns import Columns, KeptTokens
 
-__all__ = ["run"]
-
 
 def run(
     q: Tensor, k: Tensor, v: Tensor, columns: Columns, scale: float, kept: KeptTokens, correction: Tensor | None = None

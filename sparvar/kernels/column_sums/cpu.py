@@ -8,8 +8,6 @@ from torch import Tensor
 from sparvar.kernels.common.binding import DTYPE_CODES, call, operand, rows_contiguous
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["run"]
-
 
 def run(q: Tensor, k: Tensor, lse: Tensor, scale: float, tiles: QueryTiles, stride: int) -> Tensor:
     """Return [B, H, G, T] fp32. Arithmetic in fp32."""

@@ -12,8 +12,6 @@ from sparvar.kernels.common.device_code import BITS, head_pointer, load_rows
 from sparvar.kernels.common.geometry import QueryTiles, axis_tiles
 from sparvar.kernels.common.launch import launch
 
-__all__ = ["KERNELS", "SPAN", "pinned", "run"]
-
 SPAN = 1024  # keys of one program: queries are loaded once for all of them
 SPAN_SM_90 = 2048
 

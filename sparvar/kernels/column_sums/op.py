@@ -13,8 +13,6 @@ from sparvar.kernels.common.checks import check_attention, check_positive, check
 from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.library import ByDevice, define
 
-__all__ = ["column_sums"]
-
 
 def _checked(q: Tensor, k: Tensor, lse: Tensor, scale: float, tiles: QueryTiles, stride: int) -> tuple[Any, ...]:
     check_attention(q, k)

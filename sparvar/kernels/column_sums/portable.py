@@ -7,8 +7,6 @@ from torch import Tensor
 
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["run"]
-
 
 def run(q: Tensor, k: Tensor, lse: Tensor, scale: float, tiles: QueryTiles, stride: int) -> Tensor:
     """Return [B, H, G, T] fp32. Arithmetic in fp32, or float64 for float64 inputs."""

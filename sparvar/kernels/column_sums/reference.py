@@ -7,8 +7,6 @@ from torch import Tensor
 
 from sparvar.kernels.common.geometry import QueryTiles
 
-__all__ = ["run"]
-
 
 def run(q: Tensor, k: Tensor, lse: Tensor, scale: float, tiles: QueryTiles, stride: int = 1) -> Tensor:
     """Return [B, H, G, T] in the dtype of q."""

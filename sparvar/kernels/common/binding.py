@@ -13,8 +13,6 @@ from sparvar.kernels.common.columns import Columns, KeptTokens
 from sparvar.kernels.common.geometry import QueryTiles
 from sparvar.kernels.common.native import native_symbol
 
-__all__ = ["DTYPE_CODES", "attention", "call", "list_strides", "operand", "rows_contiguous", "union"]
-
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NO_OPERAND: tuple[int, ...] = (0,) * 4
 NO_LISTS: tuple[int, ...] = (0,) * 9

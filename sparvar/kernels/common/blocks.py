@@ -9,8 +9,6 @@ import torch
 import triton
 from torch import Tensor
 
-__all__ = ["LOG2E", "Block", "block_dim", "block_queries", "interpreted", "operand", "sm_90"]
-
 LOG2E = 1.4426950408889634  # exponentials are powers of two on GPUs
 STEP = 8  # elements in 16 bytes of a 16-bit dtype
 MAX_SPAN = 2**31  # offsets within a head are int32

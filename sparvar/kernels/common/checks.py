@@ -11,18 +11,6 @@ from torch import Tensor
 from sparvar.errors import KernelError, message
 from sparvar.kernels.common.geometry import QueryTiles, Schedule
 
-__all__ = [
-    "attention_output",
-    "check_attention",
-    "check_columns",
-    "check_inference",
-    "check_positive",
-    "check_scale_number",
-    "check_schedule",
-    "check_tiles",
-    "fail",
-]
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_DIM = 256
 

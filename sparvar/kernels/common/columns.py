@@ -12,18 +12,6 @@ from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.geometry import QueryTiles, Schedule
 from sparvar.kernels.common.torch_compat import assert_on_device
 
-__all__ = [
-    "Columns",
-    "KeptTokens",
-    "Windows",
-    "box_sizes",
-    "check_lists",
-    "mask_boxes",
-    "mask_to_lists",
-    "window_boxes",
-    "window_ranges",
-]
-
 Windows = tuple[tuple[int, int], ...]  # (scale, odd side)
 
 

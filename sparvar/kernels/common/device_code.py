@@ -7,8 +7,6 @@ import triton.language as tl
 
 from sparvar.kernels.common.blocks import LOG2E
 
-__all__ = ["BITS", "NATS", "add_weighted", "head_pointer", "load_rows", "softmax_step", "tile_rows"]
-
 BITS = tl.constexpr(LOG2E)  # per nat; kernels read no other kind of global
 NATS = tl.constexpr(1 / LOG2E)  # per bit
 

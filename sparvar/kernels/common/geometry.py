@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-__all__ = ["QueryTiles", "Schedule", "axis_tiles"]
-
 
 def axis_tiles(size: int, tile: int) -> int:
     """Return how many tiles cover an axis, the last one possibly ragged."""

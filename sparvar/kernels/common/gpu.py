@@ -14,8 +14,6 @@ import torch
 from sparvar import env
 from sparvar.errors import KernelError, SparvarWarning, message
 
-__all__ = ["OLDEST_CAPABILITY", "GpuStatus", "gpu_status", "triton_kernels", "use_triton"]
-
 OLDEST_CAPABILITY = (8, 0)  # Ampere: bf16 tensor cores and asynchronous copies
 REMEDY = "install triton and use an Ampere or newer GPU, or set SPARVAR_GPU_KERNELS=portable"
 

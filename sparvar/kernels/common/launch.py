@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sparvar.kernels.common.library import launchable
 
-__all__ = ["launch"]
-
 
 def launch(kernel: Any, grid: tuple[int, ...], *operands: Any, **options: Any) -> None:
     """Run `kernel` on `grid`, on the device of its first operand: Triton by itself takes the current device.

@@ -15,8 +15,6 @@ from sparvar.kernels.common.gpu import triton_kernels
 from sparvar.kernels.common.native import use_native
 from sparvar.kernels.common.torch_compat import decomposes_triton_ops, functional_mode, is_traced, name_kernels
 
-__all__ = ["NAMESPACE", "ByDevice", "define", "launchable"]
-
 NAMESPACE = "sparvar"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 

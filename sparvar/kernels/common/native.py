@@ -29,17 +29,6 @@ from sparvar.kernels.common.gpu import use_triton
 from sparvar.kernels.common.shared_library import load_library
 from sparvar.private_files import UnsafeFileError, code_folder, read_sealed, write_sealed
 
-__all__ = [
-    "NativeStatus",
-    "adopt_library",
-    "implementation",
-    "native_library",
-    "native_status",
-    "native_symbol",
-    "sources_digest",
-    "use_native",
-]
-
 Implementation = Literal["native", "triton", "portable"]
 
 SOURCE_DIR = Path(__file__).parent.parent / "native"

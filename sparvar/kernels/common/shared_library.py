@@ -12,8 +12,6 @@ from pathlib import Path
 
 from sparvar.private_files import code_folder
 
-__all__ = ["load_library"]
-
 _held: list[int] = []
 """Open files behind loaded libraries. The loader knows a library by its path: a number that another file got would be
 taken for the first."""

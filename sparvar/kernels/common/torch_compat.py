@@ -15,22 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-__all__ = [
-    "GLUON_VERSIONS",
-    "assert_on_device",
-    "decomposes_triton_ops",
-    "flop_counter",
-    "functional_mode",
-    "gluon_barrier",
-    "gluon_source",
-    "is_traced",
-    "name_kernels",
-    "original_module",
-    "silu_functions",
-    "storage_address",
-    "storage_at",
-]
-
 GLUON_VERSIONS = (["3", "6"], ["3", "7"])
 """Versions of Triton whose Gluon compiles our kernels; with others the Triton kernels run."""
 

@@ -19,8 +19,6 @@ from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.torch_compat import storage_address, storage_at
 from sparvar.kernels.kv_cache import memory
 
-__all__ = ["acquire", "buffer_shape", "extend", "live_buffers", "row_strides"]
-
 NO_CLAIM = 0
 
 

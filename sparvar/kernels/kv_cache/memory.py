@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-__all__ = ["empty", "held_bytes", "idle_bytes", "release_idle", "trim_memory"]
-
 HUGE_PAGE = 2 << 20
 
 

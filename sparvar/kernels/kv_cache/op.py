@@ -15,8 +15,6 @@ from sparvar.kernels.common.checks import fail
 from sparvar.kernels.common.library import define
 from sparvar.kernels.kv_cache import buffers
 
-__all__ = ["kv_acquire", "kv_extend"]
-
 
 def _check_cache(name: str, cache: Tensor, length: int, capacity: int, dim: int) -> None:
     if not 0 <= dim < cache.dim():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["run"]
-
 
 def run(previous: Tensor, new: Tensor, dim: int) -> Tensor:
     """Return both, one behind the other."""

@@ -6,8 +6,6 @@ from sparvar.kernels.common.binding import union
 from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.local_columns.windows import LocalWindows
 
-__all__ = ["run"]
-
 
 def run(windows: LocalWindows, capacity: int) -> Columns:
     """Return lists [1, 1, G, capacity]."""

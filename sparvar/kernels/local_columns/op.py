@@ -15,8 +15,6 @@ from sparvar.kernels.common.native import use_native
 from sparvar.kernels.local_columns import cpu, portable
 from sparvar.kernels.local_columns.windows import LocalWindows, local_capacity
 
-__all__ = ["local_columns"]
-
 
 def _prepare(heights: Sequence[int], widths: Sequence[int], prefix: int, *rest: Any) -> tuple[Any, ...]:
     target, tile_h, tile_w, windows, sinks, device = rest

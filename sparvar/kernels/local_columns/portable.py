@@ -7,8 +7,6 @@ import torch
 from sparvar.kernels.common.columns import Columns, mask_boxes, mask_to_lists
 from sparvar.kernels.local_columns.windows import LocalWindows
 
-__all__ = ["run"]
-
 
 def run(windows: LocalWindows, capacity: int, device: torch.device) -> Columns:
     """Return lists [1, 1, G, capacity]."""

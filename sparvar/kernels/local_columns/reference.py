@@ -7,8 +7,6 @@ from math import floor
 
 from sparvar.kernels.local_columns.windows import LocalWindows
 
-__all__ = ["run"]
-
 
 def run(local: LocalWindows) -> list[list[int]]:
     """Return the ascending list of kept keys of every tile."""

@@ -11,8 +11,6 @@ from sparvar.kernels.common.checks import check_positive, check_schedule, fail
 from sparvar.kernels.common.columns import Windows, box_sizes, window_boxes
 from sparvar.kernels.common.geometry import QueryTiles, Schedule
 
-__all__ = ["LocalWindows", "local_capacity"]
-
 
 class LocalWindows(NamedTuple):
     """What query tiles of the target scale see of every scale.

@@ -6,8 +6,6 @@ from sparvar.kernels.common.binding import union
 from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.map_columns.spans import ColumnMap, map_tables
 
-__all__ = ["run"]
-
 
 def run(columns: Columns, mapping: ColumnMap, capacity: int) -> Columns:
     """Return lists [B', H', G, capacity]."""

@@ -16,8 +16,6 @@ from sparvar.kernels.common.torch_compat import assert_on_device
 from sparvar.kernels.map_columns.gpu_kernels import compact_kernel, gather_kernel, mark_kernel, spread_kernel
 from sparvar.kernels.map_columns.spans import ColumnMap, map_tables
 
-__all__ = ["KERNELS", "aot_cases", "run"]
-
 MARK_BLOCK, MARK_WARPS = 512, 4
 GATHER_BLOCK, GATHER_WARPS = 512, 4  # pairs of words of four keys
 ROW_UNIT = 8 * GATHER_BLOCK

@@ -11,8 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["compact_kernel", "gather_kernel", "mark_kernel", "spread_kernel"]
-
 
 @triton.jit
 def mark_kernel(

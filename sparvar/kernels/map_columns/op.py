@@ -17,8 +17,6 @@ from sparvar.kernels.common.native import use_native
 from sparvar.kernels.map_columns import cpu, portable
 from sparvar.kernels.map_columns.spans import ColumnMap, map_capacity
 
-__all__ = ["map_columns"]
-
 
 def _prepare(
     indices: Tensor, counts: Tensor, heights: Sequence[int], widths: Sequence[int], prefix: int, *rest: Any

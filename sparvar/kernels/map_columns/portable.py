@@ -7,8 +7,6 @@ import torch
 from sparvar.kernels.common.columns import Columns, check_lists, mask_boxes, mask_to_lists
 from sparvar.kernels.map_columns.spans import ColumnMap, map_tables
 
-__all__ = ["run"]
-
 
 def run(columns: Columns, mapping: ColumnMap, capacity: int) -> Columns:
     """Return lists [B', H', G, capacity]."""

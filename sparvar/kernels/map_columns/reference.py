@@ -8,8 +8,6 @@ from math import floor
 
 from sparvar.kernels.map_columns.spans import ColumnMap
 
-__all__ = ["run"]
-
 
 def _source_axis(g: int, count: int, count_source: int) -> int:
     place = (g + Fraction(1, 2)) / count * count_source - Fraction(1, 2)

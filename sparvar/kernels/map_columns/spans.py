@@ -14,8 +14,6 @@ from sparvar.kernels.common.checks import check_positive, check_scale_number, ch
 from sparvar.kernels.common.columns import Windows, box_sizes, window_boxes
 from sparvar.kernels.common.geometry import QueryTiles, Schedule, axis_tiles
 
-__all__ = ["INDEX_MAPS", "ColumnMap", "MapTables", "axis_spans", "key_spans", "map_capacity", "map_tables"]
-
 INDEX_MAPS = ("identity", "relative", "footprint")
 
 

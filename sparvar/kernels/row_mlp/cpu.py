@@ -7,8 +7,6 @@ from torch import Tensor
 
 from sparvar.kernels.common.binding import call
 
-__all__ = ["FUSED", "bias_activation"]
-
 FUSED = ("gelu_tanh", "silu")
 
 

@@ -14,8 +14,6 @@ from sparvar.kernels.common.native import use_native
 from sparvar.kernels.row_mlp import cpu
 from sparvar.kernels.row_mlp.reference import ACTIVATIONS
 
-__all__ = ["CHUNK_BYTES", "chunk_rows", "row_mlp"]
-
 CHUNK_BYTES = 4 << 20
 """Hidden activations of one chunk: they stay in the second-level caches, and malloc keeps a block of this size."""
 

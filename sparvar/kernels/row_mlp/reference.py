@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "activate", "run"]
-
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from sparvar.kernels.common.binding import call
 
-__all__ = ["run"]
-
 
 def run(sums: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Return indices int32 [B, H, G, kept] and counts int32 [B, H, G]."""

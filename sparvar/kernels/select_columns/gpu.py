@@ -16,8 +16,6 @@ from torch import Tensor
 
 from sparvar.kernels.common.launch import launch
 
-__all__ = ["KERNELS", "aot_cases", "configuration", "run"]
-
 # Keys a thread holds: 16 of a row that fits, 8 of a block where rows are read again at every step (its counters take
 # as many registers), 4 in the compaction. With twice as many, some targets spill.
 RESIDENT_COLUMNS = 8192

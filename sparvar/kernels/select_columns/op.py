@@ -13,8 +13,6 @@ from sparvar.kernels.common.columns import Columns
 from sparvar.kernels.common.library import ByDevice, define
 from sparvar.kernels.select_columns import cpu, portable
 
-__all__ = ["select_columns"]
-
 
 def _prepare(sums: Tensor, budget: int) -> tuple[Any, ...]:
     if sums.dim() != 4 or sums.shape[3] < 1:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["run"]
-
 
 def run(sums: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Return indices int32 [B, H, G, kept] and counts int32 [B, H, G]."""

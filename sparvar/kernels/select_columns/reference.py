@@ -7,8 +7,6 @@ from math import isnan
 import torch
 from torch import Tensor
 
-__all__ = ["run"]
-
 
 def _largest(row: list[float], kept: int) -> list[int]:
     # NaN is the largest value and equals itself

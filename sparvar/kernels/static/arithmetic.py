@@ -16,8 +16,6 @@ import torch
 from sparvar.kernels.common.checks import MAX_DIM, fail
 from sparvar.kernels.common.geometry import QueryTiles, axis_tiles
 
-__all__ = ["ELEMENTS", "SiteWork", "Work", "element_name", "require_triton", "step_arithmetic"]
-
 ELEMENTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INT32 = FP32 = 4
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from sparvar.kernels.common.checks import fail
 from sparvar.kernels.static.targets import TARGETS
 
-__all__ = ["DTYPES", "HEAD_DIMS", "KERNELS", "LISTS", "StaticCase", "static_cases"]
-
 HEAD_DIMS = (64, 96, 104, 112, 120, 128, 256)
 DTYPES = ("bf16", "fp16", "fp32")
 VARIANT_DIMS = (64, 128)

@@ -17,8 +17,6 @@ from sparvar.kernels.static.arithmetic import ELEMENTS, step_arithmetic
 from sparvar.kernels.static.cases import LISTS, StaticCase
 from sparvar.kernels.static.targets import GPUS, TARGETS, Target
 
-__all__ = ["StaticFacts", "static_compile", "static_problems", "static_toolchain"]
-
 TILE = (8, 16)
 INTEGERS = ("indices_ptr", "counts_ptr", "good_ptr")
 WIDE = ("lse_ptr", "entropy_ptr", "sums_ptr")

@@ -20,8 +20,6 @@ from sparvar.kernels.static.cases import KERNELS, StaticCase
 from sparvar.kernels.static.compiled import static_compile, static_problems
 from sparvar.kernels.static.targets import GPUS, Gpu
 
-__all__ = ["LAUNCH_SECONDS", "GpuFit", "find_gpu", "gpu_fit", "roofline_seconds"]
-
 LAUNCH_SECONDS = 3.8e-6
 """From one short kernel to the next where the host is ahead: what NVIDIA's authors found for kernels that run 2.9 us
 ("Getting Started with CUDA Graphs", NVIDIA Technical Blog, 2019, on a V100). Added for every launch."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GPUS", "TARGETS", "Gpu", "Target"]
-
 
 @dataclass(frozen=True)
 class Target:

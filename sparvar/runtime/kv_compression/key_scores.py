@@ -106,14 +106,3 @@ def chosen_keys(plan: Plan, scale: int, kinds: Sequence[str], scores: Tensor, pl
         heads = torch.tensor([kind == "structural" for kind in kinds], device=scores.device)
         scores = torch.where(heads[:, None], structural, scores)
     return top(scores.masked_fill(places < plan.sinks, float("inf")), count)
-
-
-__all__ = [
-    "attention_scores",
-    "chosen_keys",
-    "even_order",
-    "observation_queries",
-    "rank_scores",
-    "top",
-    "weights_of",
-]

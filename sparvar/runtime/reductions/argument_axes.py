@@ -121,16 +121,3 @@ def enlarge(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) ->
     picture = tokens.reshape(b, *source, width).permute(0, 3, 1, 2)  # channels last in memory
     grown = torch.nn.functional.interpolate(picture.float(), size=target, mode="bilinear", align_corners=False)
     return grown.permute(0, 2, 3, 1).reshape(b, -1, width).to(tokens.dtype)
-
-
-__all__ = [
-    "Path",
-    "Roles",
-    "cache_places",
-    "check_guided",
-    "enlarge",
-    "half",
-    "map_tensors",
-    "tensors_of",
-    "version_of",
-]

@@ -44,6 +44,3 @@ class TileOrder:
         places = self.rank[best].sort().values
         starts = torch.searchsorted(places, self.ends).to(torch.int32)
         return self.order[places], starts
-
-
-__all__ = ["TileOrder"]

@@ -48,6 +48,3 @@ def adapt_problems(plan: PlanFields) -> Iterator[str]:
     if adapt.skip and plan.decision_scale is not None and "cs4a" in plan.layers and plan.decision_scale >= first:
         must = f"come before the last scale that is always drawn, {first}"
         yield message("decision_scale", must, plan.decision_scale, "decide earlier, or let adapt skip fewer scales")
-
-
-__all__ = ["adapt_problems"]

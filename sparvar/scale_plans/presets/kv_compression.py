@@ -228,6 +228,3 @@ def transfer_kv(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]
         return None
     made = _made(bare, kv.method, kv.kinds, keep, kv.queries, kv.store)
     return made.model_copy(update={"pool": kv.pool})
-
-
-__all__ = ["drafters", "hack", "held_share", "kv_lines", "local", "peak_share", "scalekv", "transfer_kv"]

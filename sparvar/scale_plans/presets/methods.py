@@ -122,6 +122,3 @@ def kept_tokens(plan: Plan, score: str, fill: str, source: int, shares: Sequence
     span = {"first": 0, "last": len(plan.layers) - 1, "keep": dict(enumerate(shares, start=first))}
     pruning = {"score": score, "fill": fill, "source": source, "spans": [span]}
     return plan.replace(name=f"{score}-{fill}", pruning=pruning)
-
-
-__all__ = ["conditional", "fastvar", "kept_tokens", "sparsevar", "toprovar"]

@@ -51,6 +51,3 @@ def _guidance(plan: PlanFields, bare: PlanFields, source: Callable[[int], int]) 
         return None
     late = [scale for scale in range(2, bare.scales + 1) if source(scale) >= guidance.conditional_from]
     return {"conditional_from": min(late), "fill": guidance.fill} if late else None
-
-
-__all__ = ["transfer_reductions"]

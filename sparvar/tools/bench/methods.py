@@ -270,6 +270,3 @@ def _of_pair(pair: Pair) -> dict[str, Any]:
         "promised_speedup": 1 / kept,
         "skips": pair.plan.skip is not None,
     }
-
-
-__all__ = ["Bench", "ImageBench", "MethodSettings", "base_of", "methods_of", "run"]

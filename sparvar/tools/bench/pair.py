@@ -111,6 +111,3 @@ def pairs(
         models = (sparvar.compile(large(), plans[0], inner=inner), sparvar.compile(small(), plan, inner=inner))
         found[name] = kind(*models, plan, handover_of(plan, handover))
     return found
-
-
-__all__ = ["CODE", "SOURCE", "ImagePair", "Pair", "ShapedPair", "handover_of", "pairs"]

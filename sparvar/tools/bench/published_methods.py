@@ -141,6 +141,3 @@ def _compressed(
         Method(name, source, base.replace(name=f"{record.method}-{KV_SHARE}", kv=record))
         for name, source, record in zip(COMPRESSED, sources, records, strict=True)
     ]
-
-
-__all__ = ["COMPRESSED", "SKIPPING", "Method", "compressed", "published", "shortened"]

@@ -12,8 +12,6 @@ from sparvar.evaluate.machine import machine
 from sparvar.tools.console import as_json, results
 from sparvar.tools.result_files import write_files
 
-__all__ = ["device", "finish", "framed"]
-
 
 def device() -> str:
     """Where benchmarks run."""

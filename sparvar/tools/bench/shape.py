@@ -165,6 +165,3 @@ def _dense(model: ShapedVAR, family: str) -> Plan:
 def _twin(model: ShapedVAR) -> ShapedVAR:
     """A copy that shares the weights."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-
-
-__all__ = ["BLOCKS", "SEEDS", "SIZE", "Pass", "ShapeBench", "schedule", "sizes"]

@@ -16,8 +16,6 @@ from sparvar.errors import KernelError, message
 from sparvar.tools.console import notes, show_table
 from sparvar.tools.progress_bar import ProgressBar
 
-__all__ = ["refuse_problems", "run", "table"]
-
 WORKERS = 2
 QUICK_DIM, QUICK_DTYPE = 128, "bf16"
 

@@ -16,8 +16,6 @@ from sparvar.tools.reports.calibration_figure import WIDTH, Report, png
 from sparvar.tools.reports.render import render
 from sparvar.tools.reports.text import seconds
 
-__all__ = ["ASKED", "SECTIONS", "page"]
-
 SECTIONS = (
     plots.front,
     maps.assignment,

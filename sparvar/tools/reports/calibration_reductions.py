@@ -177,6 +177,3 @@ def _enough(image: dict[str, Any], budget: dict[str, Any]) -> int:
             break
         count += 1
     return count
-
-
-__all__ = ["choices", "compression", "left_out"]

@@ -18,8 +18,6 @@ from sparvar.tools.reports.picture import GAIN, SCALE_COLOURS, colour_of, overla
 from sparvar.tools.reports.render import render
 from sparvar.tools.reports.text import change, decibels, faster, grid_text
 
-__all__ = ["page"]
-
 VARIANTS = {"eager": ("dense", "#94a3b8"), "inductor": ("dense, Inductor", "#64748b"), "sparse": ("sparse", "#0f766e")}
 WIDTH, LEFT, TOP, BASE = 960, 52, 30, 250
 """The time chart: its width, where its axis begins, and the heights between which bars stand."""

@@ -9,8 +9,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparvar.tools.reports import text
 
-__all__ = ["render"]
-
 
 @functools.cache
 def _environment() -> Environment:

@@ -6,8 +6,6 @@ import itertools
 import math
 from collections.abc import Iterable
 
-__all__ = ["change", "decibels", "faster", "grid_text", "mebibytes", "numbers", "percent", "plural", "seconds"]
-
 
 def plural(number: int, what: str) -> str:
     """``1 layer``, ``2 layers``."""
